@@ -1,0 +1,71 @@
+// Context: the device, its stream and its memory pool; the first argument of every op and of nothing global.
+//
+// MemoryPool hands out storage and knows who holds how much: every allocation carries the name of its use
+// ("parameters", "activations", ...), so the banner, the planner's check and an out-of-memory message can say it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "kernels/core/tensor.h"
+
+namespace baleen {
+
+struct MemoryUse {
+  int64_t bytes = 0;       // held now
+  int64_t peak_bytes = 0;  // most held at once since the last ResetPeak
+};
+
+class MemoryPool {
+ public:
+  virtual ~MemoryPool() = default;
+  // Storage of at least `bytes`, aligned to 64; the contents are undefined. Aborts with the use table when
+  // memory ends: a step that does not fit cannot go on.
+  virtual std::shared_ptr<Storage> Allocate(int64_t bytes, const std::string& use) = 0;
+  virtual std::map<std::string, MemoryUse> Uses() const = 0;
+  virtual MemoryUse Total() const = 0;
+  virtual void ResetPeak() = 0;
+};
+
+// Host memory. One thread at a time.
+std::shared_ptr<MemoryPool> MakeHostPool();
+
+class Context {
+ public:
+  Context(Device device, std::shared_ptr<MemoryPool> pool)
+      : device_(device), pool_(std::move(pool)) {}
+  // A CPU context with a pool of its own.
+  static Context Cpu() { return Context(Device{}, MakeHostPool()); }
+
+  Device device() const { return device_; }
+  MemoryPool& pool() const { return *pool_; }
+  // Uninitialised, respectively zeroed, tensor under the use that ScopedUse named last.
+  Tensor Empty(DType dtype, Shape shape) const;
+  Tensor Zeros(DType dtype, Shape shape) const;
+  const std::string& use() const { return use_; }
+
+ private:
+  friend class ScopedUse;
+  Device device_;
+  std::shared_ptr<MemoryPool> pool_;
+  std::string use_ = "activations";
+};
+
+// Names what is allocated while it lives.
+class ScopedUse {
+ public:
+  ScopedUse(Context& context, std::string use) : context_(context), previous_(context.use_) {
+    context_.use_ = std::move(use);
+  }
+  ~ScopedUse() { context_.use_ = previous_; }
+  ScopedUse(const ScopedUse&) = delete;
+  ScopedUse& operator=(const ScopedUse&) = delete;
+
+ private:
+  Context& context_;
+  std::string previous_;
+};
+
+}  // namespace baleen

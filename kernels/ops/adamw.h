@@ -1,0 +1,32 @@
+// AdamW (decoupled weight decay) on flat ranges:
+//
+//   g = grad * clip_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   param -= lr * ( (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps) + weight_decay * param )
+// clip_scale and the skip flag are read from device memory: the host never waits for a norm (architecture, decisions).
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+
+namespace baleen {
+
+struct AdamwParams {
+  double lr = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0;
+  int64_t step = 1;  // t, counted from 1
+};
+
+// All tensors flat and of one length: param, grad, m, v (kF32 or kF64). control_2 [2], same dtype as the gradient:
+// {clip scale, skip}: skip != 0 leaves everything as it is.
+void AdamwUpdate(const Context& context, const AdamwParams& params, const Tensor& param,
+                 const Tensor& grad, const Tensor& m, const Tensor& v, const Tensor& control_2);
+
+// control_2 = {min(1, max_norm / (sqrt(sum_of_squares) + 1e-6)), 1 if sum_of_squares is not finite}; max_norm <= 0: no
+// clipping. sum_of_squares_1 is kF64 [1].
+void ClipControl(const Context& context, const Tensor& sum_of_squares_1, double max_norm,
+                 const Tensor& control_2);
+
+}  // namespace baleen

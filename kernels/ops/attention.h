@@ -1,0 +1,45 @@
+// Dense attention in the 192/128 MHA form of MLA, per head, over a window of keys for each query row:
+//
+//   S = scale * q.k,  P = softmax over s in [key_begin[t], key_end[t]),  o = sum_s P v_s,  lse = log sum exp S (natural)
+//   D = do.o,  dS = P (do.v_s - D),  dq = scale * sum_s dS k_s,  dk_s += scale * dS q,  dv_s += P do
+//
+// Windows make causality, packed samples, document masks, chunks of query rows and context parallelism one thing.
+// With ids (sparse stage in masked form) the softmax runs over the listed keys only; the same mathematics as
+// sparse_attention.h (spec 1.1). An empty row has o = 0, lse = -inf and gradient 0. Never an T x S array.
+// Legend: T query rows, S keys, H heads, Q = 192, V = 128, K selected keys.
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+
+namespace baleen {
+
+// Which keys each query row may see: kI32 [T] each, 0 <= begin <= end <= S.
+struct KeyWindows {
+  Tensor begin_T;
+  Tensor end_T;
+};
+
+struct AttentionResult {
+  Tensor o_THV;
+  Tensor lse_TH;  // kF32 (kF64 for kF64)
+};
+
+AttentionResult Attention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
+                          const Tensor& v_SHV, const KeyWindows& windows, double scale);
+// Returns dq_THQ; adds to dk_SHQ and dv_SHV.
+Tensor AttentionBackward(const Context& context, const Tensor& do_THV, const Tensor& q_THQ,
+                         const Tensor& k_SHQ, const Tensor& v_SHV, const AttentionResult& forward,
+                         const KeyWindows& windows, double scale, const Tensor& dk_SHQ,
+                         const Tensor& dv_SHV);
+
+// The same over the keys of ids_TK (kI32, -1 = none). The backward also gives the head-summed probabilities
+// target_TK[t, i] = sum_h P[t, h, ids[t, i]] (0 where -1), the indexer's target before division by the head count.
+AttentionResult MaskedAttention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
+                                const Tensor& v_SHV, const Tensor& ids_TK, double scale);
+Tensor MaskedAttentionBackward(const Context& context, const Tensor& do_THV, const Tensor& q_THQ,
+                               const Tensor& k_SHQ, const Tensor& v_SHV,
+                               const AttentionResult& forward, const Tensor& ids_TK, double scale,
+                               const Tensor& dk_SHQ, const Tensor& dv_SHV, const Tensor& target_TK);
+
+}  // namespace baleen

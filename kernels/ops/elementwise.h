@@ -1,0 +1,22 @@
+// The few elementwise operations that stand alone: copies, casts, sums. Everything else is fused into the op it serves.
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+
+namespace baleen {
+
+Tensor Add(const Context& context, const Tensor& a, const Tensor& b);           // a + b
+void AddInPlace(const Context& context, const Tensor& a, const Tensor& b);      // a += b
+void ScaleInPlace(const Context& context, const Tensor& a, double factor);      // a *= factor
+void FillZero(const Context& context, const Tensor& a);
+void Copy(const Context& context, const Tensor& source, const Tensor& target);  // same dtype and size
+Tensor Clone(const Context& context, const Tensor& a);
+Tensor Cast(const Context& context, const Tensor& a, DType dtype);              // kF32 <-> kF64 <-> kBF16
+
+// Joins / splits columns: [T, A] and [T, B] to [T, A + B], and back.
+Tensor ConcatColumns(const Context& context, const Tensor& a_TA, const Tensor& b_TB);
+// Columns [begin, begin + count) of x [T, W] as a new [T, count].
+Tensor SliceColumns(const Context& context, const Tensor& x_TW, int64_t begin, int64_t count);
+
+}  // namespace baleen

@@ -1,0 +1,54 @@
+// The indexer's KL loss and its whole backward (spec 2.1-2.6), on the selected keys or streamed over all causal keys.
+//
+//   p = target (L1-normalised main attention, summed over all heads),  pi = softmax over the candidates of I
+//   loss[t] = sum_s p ln p - sum_s p I + lse_I      (0 ln 0 = 0; KL of p against pi)
+//   delta = g * (pi * sum p - p);   dw_j = sum_s delta relu(a_j);   dq_j = w_j sum_s delta 1[a_j > 0] k_s
+//   dk_s += sum_t delta sum_j w_j 1[a_j > 0] q_j,    a_j = q_j . k_s
+// No gradient flows to the main attention: its q, k and lse are constants here.
+// Legend: T query rows, S keys, K selected, I index heads, J index_head_dim, H main heads, Q main head width.
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+#include "kernels/ops/attention.h"
+
+namespace baleen {
+
+struct IndexerLossResult {
+  Tensor loss_T;  // KL of each row, not scaled by g; 0 for rows without candidates
+  Tensor dq_TIJ;
+  Tensor dw_TI;
+};
+
+// Sparse stage. target_TK: head-summed probabilities of sparse_attention.h; target_scale = 1 / (all heads).
+// grad_scale = g (loss weight and normalisation). Adds to dk_SJ.
+IndexerLossResult SparseIndexerLoss(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
+                                    const Tensor& w_TI, const Tensor& ids_TK,
+                                    const Tensor& target_TK, double target_scale, double grad_scale,
+                                    const Tensor& dk_SJ);
+
+// Dense warm-up: candidates are the whole window of each row, p is recomputed tile by tile from the main attention's
+// q, k and lse. `key_tile` keys at a time: memory is O(T * (heads + key_tile)), never T x S.
+struct DenseTarget {
+  Tensor q_THQ;
+  Tensor k_SHQ;
+  Tensor lse_TH;
+  double softmax_scale = 1;
+};
+IndexerLossResult DenseIndexerLoss(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
+                                   const Tensor& w_TI, const DenseTarget& target,
+                                   const KeyWindows& windows, double grad_scale, int64_t key_tile,
+                                   const Tensor& dk_SJ);
+
+// How good a selection is, on the query rows `rows_R` (kI32) only: against the dense target p of the row,
+//   mass = sum of p over ids;  best_mass = sum of the K largest p;  recall = |ids and K largest p| / |ids|
+struct SelectionQualityResult {
+  Tensor mass_R;
+  Tensor best_mass_R;
+  Tensor recall_R;
+};
+SelectionQualityResult SelectionQuality(const Context& context, const Tensor& rows_R,
+                                        const Tensor& ids_TK, const DenseTarget& target,
+                                        const KeyWindows& windows);
+
+}  // namespace baleen

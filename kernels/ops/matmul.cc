@@ -1,0 +1,119 @@
+#include "kernels/ops/matmul.h"
+
+#include "kernels/ops/matmul_cpu.h"
+
+namespace baleen {
+namespace {
+
+// The last element a view reaches lies inside its tensor.
+void CheckView(const MatrixView& view, const char* name) {
+  CHECK(view.batch >= 0 && view.rows >= 0 && view.cols >= 0 && view.offset >= 0 &&
+        view.batch_stride >= 0 && view.row_stride >= 0)
+      << name << ": batch " << view.batch << " rows " << view.rows << " cols " << view.cols;
+  if (view.batch == 0 || view.rows == 0 || view.cols == 0) return;
+  const int64_t last = view.offset + (view.batch - 1) * view.batch_stride +
+                       (view.rows - 1) * view.row_stride + view.cols - 1;
+  CHECK_LT(last, view.tensor.num_elements())
+      << name << ": view of batch " << view.batch << ", rows " << view.rows << ", cols "
+      << view.cols << " leaves " << view.tensor.DebugString();
+}
+
+template <typename T>
+StridedMatrix<const T> Operand(const MatrixView& view, Transpose transpose) {
+  const T* const data = view.tensor.empty() ? nullptr : view.tensor.data<T>() + view.offset;
+  const int64_t batch_stride = view.batch == 1 ? 0 : view.batch_stride;
+  if (transpose == Transpose::kYes) return {data, batch_stride, 1, view.row_stride};
+  return {data, batch_stride, view.row_stride, 1};
+}
+
+template <typename T>
+void RunCpu(const Context& context, const MatrixView& a, Transpose transpose_a, const MatrixView& b,
+            Transpose transpose_b, const MatrixView& c, Accumulate accumulate, double alpha) {
+  MatmulProblem<T> problem;
+  problem.batch = c.batch;
+  problem.m = c.rows;
+  problem.n = c.cols;
+  problem.k = transpose_a == Transpose::kYes ? a.rows : a.cols;
+  problem.a = Operand<T>(a, transpose_a);
+  problem.b = Operand<T>(b, transpose_b);
+  problem.c = {c.tensor.empty() ? nullptr : c.tensor.data<T>() + c.offset, c.batch_stride,
+               c.row_stride, 1};
+  problem.alpha = static_cast<T>(alpha);
+  problem.add = accumulate == Accumulate::kAdd;
+  MatmulCpu(context, problem, SupportedVectorIsas().back());
+}
+
+// x [.., in] as its rows; a tensor without columns keeps its row count.
+int64_t RowsOf(const Tensor& x) {
+  int64_t rows = 1;
+  for (int d = 0; d + 1 < x.rank(); ++d) rows *= x.dim(d);
+  return rows;
+}
+
+MatrixView RowsView(const Tensor& x) {
+  MatrixView view = AsMatrix(x);
+  view.rows = RowsOf(x);
+  return view;
+}
+
+Shape WithLast(const Shape& shape, int64_t last) {
+  Shape result = shape;
+  result.back() = last;
+  return result;
+}
+
+}  // namespace
+
+void Matmul(const Context& context, const MatrixView& a, Transpose transpose_a, const MatrixView& b,
+            Transpose transpose_b, const MatrixView& c, Accumulate accumulate, double alpha) {
+  const bool ta = transpose_a == Transpose::kYes, tb = transpose_b == Transpose::kYes;
+  const int64_t m = ta ? a.cols : a.rows, k = ta ? a.rows : a.cols;
+  const int64_t k_of_b = tb ? b.cols : b.rows, n = tb ? b.rows : b.cols;
+  CHECK(m == c.rows && n == c.cols && k == k_of_b)
+      << "matmul: op(A) [" << m << ", " << k << "] times op(B) [" << k_of_b << ", " << n
+      << "] is not C [" << c.rows << ", " << c.cols << "]";
+  CHECK((a.batch == c.batch || a.batch == 1) && (b.batch == c.batch || b.batch == 1))
+      << "matmul: batches A " << a.batch << ", B " << b.batch << ", C " << c.batch;
+  CHECK(a.dtype() == c.dtype() && b.dtype() == c.dtype())
+      << "matmul: dtypes A " << a.dtype() << ", B " << b.dtype() << ", C " << c.dtype();
+  CheckView(a, "matmul A");
+  CheckView(b, "matmul B");
+  CheckView(c, "matmul C");
+  CHECK(context.device().kind == DeviceKind::kCpu) << "matmul: no CUDA kernel in this build";
+  switch (c.dtype()) {
+    case DType::kF32:
+      return RunCpu<float>(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
+    case DType::kF64:
+      return RunCpu<double>(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
+    default:
+      CHECK(false) << "matmul: no CPU kernel for " << c.dtype();
+  }
+}
+
+Tensor Linear(const Context& context, const Tensor& x, const Tensor& weight) {
+  CHECK(x.rank() >= 1 && weight.rank() == 2 && x.dim(-1) == weight.dim(1))
+      << "linear: x " << x.DebugString() << ", weight " << weight.DebugString();
+  const Tensor y = context.Empty(x.dtype(), WithLast(x.shape(), weight.dim(0)));
+  Matmul(context, RowsView(x), Transpose::kNo, RowsView(weight), Transpose::kYes, RowsView(y));
+  return y;
+}
+
+Tensor LinearBackwardInput(const Context& context, const Tensor& dy, const Tensor& weight) {
+  CHECK(dy.rank() >= 1 && weight.rank() == 2 && dy.dim(-1) == weight.dim(0))
+      << "linear backward: dy " << dy.DebugString() << ", weight " << weight.DebugString();
+  const Tensor dx = context.Empty(dy.dtype(), WithLast(dy.shape(), weight.dim(1)));
+  Matmul(context, RowsView(dy), Transpose::kNo, RowsView(weight), Transpose::kNo, RowsView(dx));
+  return dx;
+}
+
+void LinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
+                          const Tensor& dweight) {
+  CHECK(dy.rank() >= 1 && x.rank() >= 1 && dweight.rank() == 2 && RowsOf(dy) == RowsOf(x) &&
+        dy.dim(-1) == dweight.dim(0) && x.dim(-1) == dweight.dim(1))
+      << "linear backward: dy " << dy.DebugString() << ", x " << x.DebugString() << ", dweight "
+      << dweight.DebugString();
+  Matmul(context, RowsView(dy), Transpose::kYes, RowsView(x), Transpose::kNo, RowsView(dweight),
+         Accumulate::kAdd);
+}
+
+}  // namespace baleen

@@ -1,0 +1,29 @@
+// Matmul: C = alpha * op(A) op(B), overwriting C or adding to it; and the three products of a linear layer.
+//
+//   Linear               y = x W^T        x [.., in]  W [out, in]  y [.., out]
+//   LinearBackwardInput  dx = dy W
+//   LinearBackwardWeight dW += dy^T x     (parameter gradients are always added to)
+//
+// Operands have one dtype (kF32 or kF64 on the CPU), which is also what is accumulated in.
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+
+namespace baleen {
+
+enum class Transpose : uint8_t { kNo, kYes };
+enum class Accumulate : uint8_t { kOverwrite, kAdd };
+
+// For each of c.batch matrices. a and b need the same batch or a batch of 1, which then serves all.
+// op(A) [M, K], op(B) [K, N], C [M, N]. C must not overlap A or B. M, N or K may be 0 (K = 0: C = 0 or C unchanged).
+void Matmul(const Context& context, const MatrixView& a, Transpose transpose_a, const MatrixView& b,
+            Transpose transpose_b, const MatrixView& c, Accumulate accumulate = Accumulate::kOverwrite,
+            double alpha = 1.0);
+
+Tensor Linear(const Context& context, const Tensor& x, const Tensor& weight);
+Tensor LinearBackwardInput(const Context& context, const Tensor& dy, const Tensor& weight);
+void LinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
+                          const Tensor& dweight);
+
+}  // namespace baleen

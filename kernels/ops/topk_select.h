@@ -1,0 +1,22 @@
+// Exact, deterministic top-k of each row's window (spec 1.6): higher score first, then lower index; -0.0 == +0.0.
+//
+// ids are ascending, padded with -1 at the end; a row whose window has K keys or fewer gets all of them.
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+#include "kernels/ops/attention.h"
+
+namespace baleen {
+
+struct TopkResult {
+  Tensor ids_TK;     // kI32
+  Tensor ties_T;     // kI32: keys left out although their score equals the smallest chosen one
+  Tensor nan_row_1;  // kI32 [1]: lowest row with a NaN inside its window, -1 if none. A NaN is an error of the run;
+                     // it is read with the metrics, so that selecting never waits for the host.
+};
+
+TopkResult TopkSelect(const Context& context, const Tensor& scores_TS, const KeyWindows& windows,
+                      int64_t k);
+
+}  // namespace baleen

@@ -1,0 +1,87 @@
+// Communicator: what crosses ranks. One interface, three kinds: MPI (host memory), NCCL (device memory), Self (one rank).
+//
+// Every call carries a label ("layers.3 dispatch"); label, sequence number, operation and bytes go into a ring, the
+// flight recorder, which is printed when a rank hangs or fails. A failed collective is not recoverable in the process:
+// it prints the record and aborts all ranks; the launcher restarts from the last checkpoint.
+// Reductions add in the order of ranks: results do not depend on the library's choice of algorithm.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "kernels/core/tensor.h"
+
+namespace baleen {
+
+enum class ReduceOp : uint8_t { kSum, kMax };
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const std::string& name() const { return name_; }  // "world", "dp", ...
+
+  // In place, over kF32, kF64, kI32 or kI64.
+  void AllReduce(absl::string_view label, const Tensor& tensor, ReduceOp op = ReduceOp::kSum);
+  // whole = the parts in the order of ranks; whole has size() times the elements of part. part may be the rank's own
+  // range of whole.
+  void AllGather(absl::string_view label, const Tensor& part, const Tensor& whole);
+  // part = the sum over ranks of their whole's range of this rank. part may be that range of whole.
+  void ReduceScatter(absl::string_view label, const Tensor& whole, const Tensor& part);
+  // Sends send_counts[r] elements (consecutive) to rank r, receives recv_counts[r] from it.
+  void AllToAllV(absl::string_view label, const Tensor& send, const std::vector<int64_t>& send_counts,
+                 const Tensor& recv, const std::vector<int64_t>& recv_counts);
+  void Broadcast(absl::string_view label, const Tensor& tensor, int root);
+  void Send(absl::string_view label, const Tensor& tensor, int to);
+  void Recv(absl::string_view label, const Tensor& tensor, int from);
+  void Barrier(absl::string_view label);
+
+  // Ranks with one color form a communicator, ordered by key. Every rank of this one calls it.
+  virtual std::unique_ptr<Communicator> Split(int color, int key, std::string name) = 0;
+
+  // The last calls, oldest first, one a line: sequence number, operation, label, bytes, done or under way.
+  std::string FlightRecord() const;
+
+ protected:
+  Communicator(int rank, int size, std::string name)
+      : rank_(rank), size_(size), name_(std::move(name)) {}
+
+  virtual void DoAllReduce(const Tensor& tensor, ReduceOp op) = 0;
+  virtual void DoAllGather(const Tensor& part, const Tensor& whole) = 0;
+  virtual void DoReduceScatter(const Tensor& whole, const Tensor& part) = 0;
+  virtual void DoAllToAllV(const Tensor& send, const std::vector<int64_t>& send_counts,
+                           const Tensor& recv, const std::vector<int64_t>& recv_counts) = 0;
+  virtual void DoBroadcast(const Tensor& tensor, int root) = 0;
+  virtual void DoSend(const Tensor& tensor, int to) = 0;
+  virtual void DoRecv(const Tensor& tensor, int from) = 0;
+  virtual void DoBarrier() = 0;
+
+ private:
+  class Entry;  // marks a ring entry as done when it leaves scope
+  struct Record {
+    const char* operation = "";
+    std::string label;
+    int64_t bytes = 0;
+    bool done = false;
+  };
+  static constexpr size_t kRing = 64;
+
+  int rank_;
+  int size_;
+  std::string name_;
+  uint64_t sequence_ = 0;  // calls so far
+  std::array<Record, kRing> ring_;
+};
+
+// One rank: collectives copy at most. Send and Recv are programming errors.
+std::unique_ptr<Communicator> MakeSelfCommunicator(std::string name = "self");
+
+}  // namespace baleen
