@@ -1,5 +1,5 @@
-// Box: a rectangular part of a global tensor. What a rank holds of a tensor is a Box of it; what ZeRO-1 keeps of that
-// is a flat range inside the Box (checkpoints/state).
+// Box: a rectangular part of a global tensor. What a rank holds of a tensor is a Box of it; what
+// ZeRO-1 keeps of that is a flat range inside the Box (checkpoints/state).
 #pragma once
 
 #include <algorithm>

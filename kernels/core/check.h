@@ -1,9 +1,11 @@
-// CHECK: faults of the programmer. Prints file, line, expression and the values, then aborts; stays on in release.
+// CHECK: faults of the programmer. Prints file, line, expression and the values, then aborts; stays
+// on in release.
 //
 //   CHECK(x.dim(0) == num_tokens) << "router: one row a token";
 //   CHECK_EQ(x.dim(1), hidden_size) << x.DebugString();
 //
-// Faults of the outside world are absl::Status (status.h). DCHECK is for hot loops and vanishes in release.
+// Faults of the outside world are absl::Status (status.h). DCHECK is for hot loops and vanishes in
+// release.
 #pragma once
 
 #include <memory>
@@ -32,17 +34,16 @@ std::unique_ptr<std::string> Describe(const char* expression, const A& a, const 
 
 }  // namespace baleen::check_internal
 
-#define CHECK(condition)                                                                  \
-  if (condition) [[likely]] {                                                             \
-  } else /* NOLINT */                                                                     \
+#define CHECK(condition)      \
+  if (condition) [[likely]] { \
+  } else /* NOLINT */         \
     ::baleen::check_internal::Failure(__FILE__, __LINE__, #condition).stream()
 
-#define BALEEN_CHECK_OP(a, op, b)                                                         \
-  if (auto baleen_failure = ((a)op(b)) ? nullptr                                          \
-                                       : ::baleen::check_internal::Describe(              \
-                                             #a " " #op " " #b, (a), (b));                \
-      !baleen_failure) [[likely]] {                                                       \
-  } else /* NOLINT */                                                                     \
+#define BALEEN_CHECK_OP(a, op, b)                                                                 \
+  if (auto baleen_failure =                                                                       \
+          ((a)op(b)) ? nullptr : ::baleen::check_internal::Describe(#a " " #op " " #b, (a), (b)); \
+      !baleen_failure) [[likely]] {                                                               \
+  } else /* NOLINT */                                                                             \
     ::baleen::check_internal::Failure(__FILE__, __LINE__, *baleen_failure).stream()
 
 #define CHECK_EQ(a, b) BALEEN_CHECK_OP(a, ==, b)
@@ -52,14 +53,15 @@ std::unique_ptr<std::string> Describe(const char* expression, const A& a, const 
 #define CHECK_GT(a, b) BALEEN_CHECK_OP(a, >, b)
 #define CHECK_GE(a, b) BALEEN_CHECK_OP(a, >=, b)
 
-#define CHECK_OK(expression)                                                              \
-  if (auto baleen_ok = (expression); baleen_ok.ok()) [[likely]] {                         \
-  } else /* NOLINT */                                                                     \
-    ::baleen::check_internal::Failure(__FILE__, __LINE__, #expression).stream()           \
+#define CHECK_OK(expression)                                                    \
+  if (auto baleen_ok = (expression); baleen_ok.ok()) [[likely]] {               \
+  } else /* NOLINT */                                                           \
+    ::baleen::check_internal::Failure(__FILE__, __LINE__, #expression).stream() \
         << baleen_ok.ToString()
 
 #ifdef NDEBUG
-#define DCHECK(condition) while (false) CHECK(condition)
+#define DCHECK(condition) \
+  while (false) CHECK(condition)
 #else
 #define DCHECK(condition) CHECK(condition)
 #endif

@@ -1,7 +1,10 @@
-// Context: the device, its stream and its memory pool; the first argument of every op and of nothing global.
+// Context: the device, its stream and its memory pool; the first argument of every op and of
+// nothing global.
 //
-// MemoryPool hands out storage and knows who holds how much: every allocation carries the name of its use
-// ("parameters", "activations", ...), so the banner, the planner's check and an out-of-memory message can say it.
+// MemoryPool hands out storage and knows who holds how much: every allocation carries the name of
+// its use
+// ("parameters", "activations", ...), so the banner, the planner's check and an out-of-memory
+// message can say it.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +24,8 @@ struct MemoryUse {
 class MemoryPool {
  public:
   virtual ~MemoryPool() = default;
-  // Storage of at least `bytes`, aligned to 64; the contents are undefined. Aborts with the use table when
-  // memory ends: a step that does not fit cannot go on.
+  // Storage of at least `bytes`, aligned to 64; the contents are undefined. Aborts with the use
+  // table when memory ends: a step that does not fit cannot go on.
   virtual std::shared_ptr<Storage> Allocate(int64_t bytes, const std::string& use) = 0;
   virtual std::map<std::string, MemoryUse> Uses() const = 0;
   virtual MemoryUse Total() const = 0;

@@ -50,11 +50,13 @@ Float8E4M3 Float8E4M3::FromFloat(float value) {
   if (std::isnan(value)) return {static_cast<uint8_t>(sign | 0x7f)};
   const float magnitude = std::fabs(value);
   if (magnitude >= kMax) return {static_cast<uint8_t>(sign | 0x7e)};
-  // The quantum is 2^(exponent - 3); below 2^-6 the format is subnormal with the fixed quantum 2^-9.
+  // The quantum is 2^(exponent - 3); below 2^-6 the format is subnormal with the fixed quantum
+  // 2^-9.
   int exponent = magnitude > 0 ? std::ilogb(magnitude) : -9;
   if (exponent < -6) exponent = -6;
   const float quantum = std::ldexp(1.0f, exponent - 3);
-  // Exact: the quotient has at most 24 bits. nearbyint rounds ties to even in the default rounding mode.
+  // Exact: the quotient has at most 24 bits. nearbyint rounds ties to even in the default rounding
+  // mode.
   int steps = static_cast<int>(std::nearbyint(magnitude / quantum));
   if (steps == 16) {
     steps = 8;

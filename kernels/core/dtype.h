@@ -1,4 +1,5 @@
-// Element types: what tensors in memory and in checkpoints are made of, and the bit formats bf16 and E4M3.
+// Element types: what tensors in memory and in checkpoints are made of, and the bit formats bf16
+// and E4M3.
 #pragma once
 
 #include <bit>
@@ -34,7 +35,8 @@ struct BFloat16 {
   float ToFloat() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
 
-// FP8 E4M3 in the "fn" form: 4 exponent bits (bias 7), 3 mantissa bits, no infinity, largest finite 448, NaN 0x7f/0xff.
+// FP8 E4M3 in the "fn" form: 4 exponent bits (bias 7), 3 mantissa bits, no infinity, largest finite
+// 448, NaN 0x7f/0xff.
 struct Float8E4M3 {
   uint8_t bits = 0;
 

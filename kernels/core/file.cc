@@ -83,7 +83,8 @@ absl::Status MappedFile::CheckUnchanged() const {
   struct stat opened, named;
   if (::fstat(descriptor_.get(), &opened) != 0) return SystemError("stat", path_);
   const bool same = ::stat(path_.c_str(), &named) == 0 && named.st_ino == inode_ &&
-                    static_cast<size_t>(opened.st_size) == size_ && ModifiedNs(opened) == modified_ns_;
+                    static_cast<size_t>(opened.st_size) == size_ &&
+                    ModifiedNs(opened) == modified_ns_;
   if (same) return absl::OkStatus();
   return DataError(path_, ": the file was replaced or changed while it was in use; found ",
                    opened.st_size, " bytes, expected ", size_,

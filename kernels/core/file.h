@@ -1,7 +1,9 @@
-// Files as a run needs them: mapped or read with a size limit, written durably, named in every error.
+// Files as a run needs them: mapped or read with a size limit, written durably, named in every
+// error.
 //
-// Durable means: written to a temporary name beside the target, checked, fsynced, renamed, directory fsynced.
-// A reader then sees the old file or the new one, never a torn one (reliability: save protocol).
+// Durable means: written to a temporary name beside the target, checked, fsynced, renamed,
+// directory fsynced. A reader then sees the old file or the new one, never a torn one (reliability:
+// save protocol).
 #pragma once
 
 #include <cstdint>
@@ -19,7 +21,8 @@ namespace baleen {
 void CloseDescriptor(int descriptor);
 using FileDescriptor = Owned<int, CloseDescriptor, -1>;
 
-// A regular file mapped read-only. Symbolic links are followed to a regular file (as in the hub's cache).
+// A regular file mapped read-only. Symbolic links are followed to a regular file (as in the hub's
+// cache).
 class MappedFile {
  public:
   // DataError when the file is missing, not regular or cannot be mapped.
@@ -32,8 +35,8 @@ class MappedFile {
     return absl::MakeConstSpan(static_cast<const uint8_t*>(data_), size_);
   }
   const std::string& path() const { return path_; }
-  // DataError when the file was replaced or changed length or time since it was mapped; call it before a long
-  // read, since a truncated mapping would kill the process.
+  // DataError when the file was replaced or changed length or time since it was mapped; call it
+  // before a long read, since a truncated mapping would kill the process.
   absl::Status CheckUnchanged() const;
 
  private:

@@ -1,4 +1,5 @@
-// Log lines on stderr: "[rank 2 sparse 120] warning: ...". Rank 0 speaks; the others only warn and err.
+// Log lines on stderr: "[rank 2 sparse 120] warning: ...". Rank 0 speaks; the others only warn and
+// err.
 #pragma once
 
 #include <string>
@@ -10,7 +11,8 @@ namespace baleen {
 
 enum class Severity { kInfo, kWarning, kError };
 
-// Writes one line to `fd` (2 unless told). Control characters of file names and contents are escaped.
+// Writes one line to `fd` (2 unless told). Control characters of file names and contents are
+// escaped.
 void WriteLog(Severity severity, absl::string_view prefix, absl::string_view message, int fd = 2);
 
 // Replaces control characters by \xNN: what comes from a file must not steer the terminal.

@@ -2,7 +2,8 @@
 //
 //   using OwnedFile = Owned<std::FILE*, [](std::FILE* f) { std::fclose(f); }>;
 //
-// Move-only; an empty one holds Handle{} and destroys nothing. Destroy functions log, they never throw.
+// Move-only; an empty one holds Handle{} and destroys nothing. Destroy functions log, they never
+// throw.
 #pragma once
 
 #include <utility>

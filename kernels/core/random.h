@@ -1,7 +1,7 @@
 // Philox4x32-10 (Salmon et al., SC'11): random numbers as a pure function of a key and a counter.
 //
-// Baleen never carries generator state: a weight is a function of (seed, tensor name, element index), a sample of
-// (seed, step, slot). So every layout and every restart draws the same numbers.
+// Baleen never carries generator state: a weight is a function of (seed, tensor name, element
+// index), a sample of (seed, step, slot). So every layout and every restart draws the same numbers.
 #pragma once
 
 #include <array>
@@ -54,7 +54,8 @@ class RandomStream {
   // Standard normal by Box-Muller.
   double Normal(uint64_t index) const {
     const std::array<uint32_t, 4> words = Words(index);
-    const double u = (static_cast<double>(((uint64_t{words[0]} << 32) | words[1]) >> 11) + 1) * 0x1p-53;
+    const double u =
+        (static_cast<double>(((uint64_t{words[0]} << 32) | words[1]) >> 11) + 1) * 0x1p-53;
     const double v = static_cast<double>(((uint64_t{words[2]} << 32) | words[3]) >> 11) * 0x1p-53;
     return std::sqrt(-2.0 * std::log(u)) * std::cos(6.283185307179586476925286766559 * v);
   }

@@ -1,7 +1,9 @@
-// Errors from the outside world: absl::Status, one constructor per exit code, and the propagation macros.
+// Errors from the outside world: absl::Status, one constructor per exit code, and the propagation
+// macros.
 //
-// Every command ends with one exit code (docs/exit_codes.md). The status code decides it, so a library deep down
-// only has to say what kind of fault it met; ExitCode() in trainer/ does the mapping.
+// Every command ends with one exit code (docs/exit_codes.md). The status code decides it, so a
+// library deep down only has to say what kind of fault it met; ExitCode() in trainer/ does the
+// mapping.
 #pragma once
 
 #include "absl/status/status.h"
@@ -17,13 +19,15 @@ absl::Status ConfigError(const Args&... args) {
   return absl::InvalidArgumentError(absl::StrCat(args...));
 }
 
-// The machine or the job cannot do it (exit 3): missing library, MPI or NCCL failure, full disk, locked directory.
+// The machine or the job cannot do it (exit 3): missing library, MPI or NCCL failure, full disk,
+// locked directory.
 template <typename... Args>
 absl::Status EnvironmentError(const Args&... args) {
   return absl::FailedPreconditionError(absl::StrCat(args...));
 }
 
-// A file that was read is missing, damaged or does not match (exit 4): checkpoint, tokens, training state.
+// A file that was read is missing, damaged or does not match (exit 4): checkpoint, tokens, training
+// state.
 template <typename... Args>
 absl::Status DataError(const Args&... args) {
   return absl::DataLossError(absl::StrCat(args...));
@@ -43,10 +47,10 @@ absl::Status Annotate(const absl::Status& status, absl::string_view doing);
 #define BALEEN_CONCAT_INNER(a, b) a##b
 #define BALEEN_CONCAT(a, b) BALEEN_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expression)                        \
-  do {                                                     \
-    ::absl::Status baleen_status = (expression);           \
-    if (!baleen_status.ok()) return baleen_status;         \
+#define RETURN_IF_ERROR(expression)                \
+  do {                                             \
+    ::absl::Status baleen_status = (expression);   \
+    if (!baleen_status.ok()) return baleen_status; \
   } while (false)
 
 #define ASSIGN_OR_RETURN(lhs, expression) \

@@ -1,5 +1,6 @@
-// Tensor: dtype, shape, device and shared storage with an offset; contiguous, row-major, without operators.
-// MatrixView: a strided (batch of) matrix over a tensor's storage, for GEMM and attention operands only.
+// Tensor: dtype, shape, device and shared storage with an offset; contiguous, row-major, without
+// operators. MatrixView: a strided (batch of) matrix over a tensor's storage, for GEMM and
+// attention operands only.
 //
 // Copying a Tensor shares its storage. What computes on tensors are the ops in kernels/ops.
 #pragma once

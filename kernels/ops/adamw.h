@@ -29,4 +29,7 @@ void AdamwUpdate(const Context& context, const AdamwParams& params, const Tensor
 void ClipControl(const Context& context, const Tensor& sum_of_squares_1, double max_norm,
                  const Tensor& control_2);
 
+// Both clip groups skip where one does: a step is taken whole or not at all.
+void ShareSkipFlag(const Context& context, const Tensor& a_2, const Tensor& b_2);
+
 }  // namespace baleen

@@ -1,4 +1,5 @@
-// What every op's x.cc does first: check its tensors, then choose the definition for the device and the dtype.
+// What every op's x.cc does first: check its tensors, then choose the definition for the device and
+// the dtype.
 //
 // The messages carry op, argument, expected and found: a wrong shape is found by reading one line.
 #pragma once

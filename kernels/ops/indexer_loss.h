@@ -1,7 +1,7 @@
 // The indexer's KL loss and its whole backward (spec 2.1-2.6), on the selected keys or streamed over all causal keys.
 //
 //   p = target (L1-normalised main attention, summed over all heads),  pi = softmax over the candidates of I
-//   loss[t] = sum_s p ln p - sum_s p I + lse_I      (0 ln 0 = 0; KL of p against pi)
+//   loss[t] = sum_s p (ln p - I + lse_I)            (0 ln 0 = 0; KL of p against pi)
 //   delta = g * (pi * sum p - p);   dw_j = sum_s delta relu(a_j);   dq_j = w_j sum_s delta 1[a_j > 0] k_s
 //   dk_s += sum_t delta sum_j w_j 1[a_j > 0] q_j,    a_j = q_j . k_s
 // No gradient flows to the main attention: its q, k and lse are constants here.
@@ -42,6 +42,7 @@ IndexerLossResult DenseIndexerLoss(const Context& context, const Tensor& q_TIJ, 
 
 // How good a selection is, on the query rows `rows_R` (kI32) only: against the dense target p of the row,
 //   mass = sum of p over ids;  best_mass = sum of the K largest p;  recall = |ids and K largest p| / |ids|
+// with K = |ids| of the row; equal p: the lower key is the larger. A row without ids has 0, 0 and 1.
 struct SelectionQualityResult {
   Tensor mass_R;
   Tensor best_mass_R;

@@ -1,22 +1,11 @@
 #include "kernels/ops/matmul.h"
 
+#include "kernels/ops/bounds.h"
+#include "kernels/ops/dispatch.h"
 #include "kernels/ops/matmul_cpu.h"
 
 namespace baleen {
 namespace {
-
-// The last element a view reaches lies inside its tensor.
-void CheckView(const MatrixView& view, const char* name) {
-  CHECK(view.batch >= 0 && view.rows >= 0 && view.cols >= 0 && view.offset >= 0 &&
-        view.batch_stride >= 0 && view.row_stride >= 0)
-      << name << ": batch " << view.batch << " rows " << view.rows << " cols " << view.cols;
-  if (view.batch == 0 || view.rows == 0 || view.cols == 0) return;
-  const int64_t last = view.offset + (view.batch - 1) * view.batch_stride +
-                       (view.rows - 1) * view.row_stride + view.cols - 1;
-  CHECK_LT(last, view.tensor.num_elements())
-      << name << ": view of batch " << view.batch << ", rows " << view.rows << ", cols "
-      << view.cols << " leaves " << view.tensor.DebugString();
-}
 
 template <typename T>
 StridedMatrix<const T> Operand(const MatrixView& view, Transpose transpose) {
@@ -76,18 +65,13 @@ void Matmul(const Context& context, const MatrixView& a, Transpose transpose_a, 
       << "matmul: batches A " << a.batch << ", B " << b.batch << ", C " << c.batch;
   CHECK(a.dtype() == c.dtype() && b.dtype() == c.dtype())
       << "matmul: dtypes A " << a.dtype() << ", B " << b.dtype() << ", C " << c.dtype();
-  CheckView(a, "matmul A");
-  CheckView(b, "matmul B");
-  CheckView(c, "matmul C");
-  CHECK(context.device().kind == DeviceKind::kCpu) << "matmul: no CUDA kernel in this build";
-  switch (c.dtype()) {
-    case DType::kF32:
-      return RunCpu<float>(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
-    case DType::kF64:
-      return RunCpu<double>(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
-    default:
-      CHECK(false) << "matmul: no CPU kernel for " << c.dtype();
-  }
+  CheckViewInside("matmul", "A", a);
+  CheckViewInside("matmul", "B", b);
+  CheckViewInside("matmul", "C", c);
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("matmul");
+  ForFloatOrDouble("matmul", c.dtype(), [&](auto element) {
+    RunCpu<decltype(element)>(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
+  });
 }
 
 Tensor Linear(const Context& context, const Tensor& x, const Tensor& weight) {

@@ -4,6 +4,8 @@
 //   LinearBackwardInput  dx = dy W
 //   LinearBackwardWeight dW += dy^T x     (parameter gradients are always added to)
 //
+// A row of C has the same bits however many other rows the call has, unless alpha is not 1 and C is added to: then the
+// last addition may or may not be fused.
 // Operands have one dtype (kF32 or kF64 on the CPU), which is also what is accumulated in.
 #pragma once
 

@@ -1,9 +1,11 @@
-// Matmul on the CPU, one thread: packed panels, a register tile, runs of kDepth in K (after Goto's scheme).
+// Matmul on the CPU, one thread: packed panels, a register tile, runs of kDepth in K (after Goto's
+// scheme).
 //
-// The order of summation is part of the definition: element (i, j) is the sum over runs of kDepth consecutive k, each
-// run summed in ascending k from zero, then scaled by alpha and added to C run by run. It depends on row i of A,
-// column j of B, K and the instruction set alone, never on the other rows and columns of the call: splitting tokens
-// over microbatches, chunks or experts gives the same bits. Hence tiles at the edge run the same kernel on padding.
+// The order of summation is part of the definition: element (i, j) is the sum over runs of kDepth
+// consecutive k, each run summed in ascending k from zero, then scaled by alpha and added to C run
+// by run. It depends on row i of A, column j of B, K and the instruction set alone, never on the
+// other rows and columns of the call: splitting tokens over microbatches, chunks or experts gives
+// the same bits. Hence tiles at the edge run the same kernel on padding.
 #include "kernels/ops/matmul_cpu.h"
 
 #include <algorithm>
@@ -13,10 +15,9 @@
 namespace baleen {
 namespace {
 
-constexpr int64_t kDepth = 256;          // k in one run: an A panel of 8 rows stays in the L1 cache
-constexpr int64_t kBlockRows = 128;      // rows of A packed at once
-constexpr int64_t kBlockBytes = 2048;    // bytes of a packed row of B: kDepth of them stay in the L2 cache
-constexpr int64_t kMaxTileBytes = 8 * 128;
+constexpr int64_t kDepth = 256;        // k in one run: an A panel of 8 rows stays in the L1 cache
+constexpr int64_t kBlockBytes = 2048;  // of a packed row of B: kDepth rows stay in the L2 cache
+constexpr int64_t kMaxTileBytes = 8 * 128;  // eight rows of two 64-byte vectors
 
 template <typename T>
 using TileFunction = void (*)(int64_t depth, const T* a, const T* b, T alpha, bool add, T* c,
@@ -57,15 +58,15 @@ template <typename T>
 TileKernels<T> KernelsOf(VectorIsa isa) {
 #if defined(__x86_64__)
   if (isa == VectorIsa::kAvx512) {
-    return {128 / sizeof(T), 8,
+    return {128 / sizeof(T),
+            8,
             {TileAvx512<T, 1>, TileAvx512<T, 2>, TileAvx512<T, 4>, TileAvx512<T, 8>}};
   }
   if (isa == VectorIsa::kAvx2) {
     return {64 / sizeof(T), 4, {TileAvx2<T, 1>, TileAvx2<T, 2>, TileAvx2<T, 4>, nullptr}};
   }
 #endif
-  return {32 / sizeof(T), 4,
-          {TilePortable<T, 1>, TilePortable<T, 2>, TilePortable<T, 4>, nullptr}};
+  return {32 / sizeof(T), 4, {TilePortable<T, 1>, TilePortable<T, 2>, TilePortable<T, 4>, nullptr}};
 }
 
 // Rows of the last, possibly lower, panel of `rows` rows that starts at `row`.
@@ -132,21 +133,6 @@ void RunTile(TileFunction<T> kernel, int64_t depth, const T* a, const T* b, T al
   }
 }
 
-}  // namespace
-
-std::vector<VectorIsa> SupportedVectorIsas() {
-  std::vector<VectorIsa> isas = {VectorIsa::kPortable};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    isas.push_back(VectorIsa::kAvx2);
-  }
-  if (__builtin_cpu_supports("avx512f")) isas.push_back(VectorIsa::kAvx512);
-#endif
-  return isas;
-}
-
-namespace {
-
 // The loops around the tiles for one matrix of the batch.
 template <typename T>
 void MultiplyOne(const MatmulProblem<T>& p, int64_t batch, const TileKernels<T>& kernels,
@@ -184,6 +170,17 @@ void MultiplyOne(const MatmulProblem<T>& p, int64_t batch, const TileKernels<T>&
 }
 
 }  // namespace
+
+std::vector<VectorIsa> SupportedVectorIsas() {
+  std::vector<VectorIsa> isas = {VectorIsa::kPortable};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    isas.push_back(VectorIsa::kAvx2);
+  }
+  if (__builtin_cpu_supports("avx512f")) isas.push_back(VectorIsa::kAvx512);
+#endif
+  return isas;
+}
 
 template <typename T>
 void MatmulCpu(const Context& context, const MatmulProblem<T>& problem, VectorIsa isa) {

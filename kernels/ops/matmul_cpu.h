@@ -1,4 +1,5 @@
-// Internal to the CPU matmul: one problem as pointers and strides, and the instruction sets it can run with.
+// Internal to the CPU matmul: one problem as pointers and strides, and the instruction sets it can
+// run with.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@ enum class VectorIsa : uint8_t { kPortable, kAvx2, kAvx512 };
 // Those this CPU can run, best last.
 std::vector<VectorIsa> SupportedVectorIsas();
 
-// Element (r, c) of matrix b of an operand is at data[b * batch_stride + r * row_stride + c * col_stride];
-// row_stride or col_stride is 1.
+// Element (r, c) of matrix b of an operand is at data[b * batch_stride + r * row_stride + c *
+// col_stride]; row_stride or col_stride is 1.
 template <typename T>
 struct StridedMatrix {
   T* data;
@@ -24,7 +25,8 @@ struct StridedMatrix {
   int64_t col_stride;
 };
 
-// C [M, N] = alpha A [M, K] B [K, N] (+ C where add), for each of `batch` matrices; C has col_stride 1.
+// C [M, N] = alpha A [M, K] B [K, N] (+ C where add), for each of `batch` matrices; C has
+// col_stride 1.
 template <typename T>
 struct MatmulProblem {
   int64_t batch, m, n, k;

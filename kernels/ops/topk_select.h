@@ -12,8 +12,8 @@ namespace baleen {
 struct TopkResult {
   Tensor ids_TK;     // kI32
   Tensor ties_T;     // kI32: keys left out although their score equals the smallest chosen one
-  Tensor nan_row_1;  // kI32 [1]: lowest row with a NaN inside its window, -1 if none. A NaN is an error of the run;
-                     // it is read with the metrics, so that selecting never waits for the host.
+  Tensor nan_row_1;  // kI32 [1]: lowest row with a NaN inside its window, -1 if none; such a row's ids are all -1.
+                     // A NaN is an error of the run; it is read with the metrics: selecting never waits for the host.
 };
 
 TopkResult TopkSelect(const Context& context, const Tensor& scores_TS, const KeyWindows& windows,

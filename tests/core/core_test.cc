@@ -20,8 +20,8 @@ using testing::IsOk;
 
 TEST(BFloat16, RoundsToNearestEven) {
   EXPECT_EQ(BFloat16::FromFloat(1.0f).bits, 0x3f80);
-  EXPECT_EQ(BFloat16::FromFloat(1.00390625f).bits, 0x3f80);   // tie to even, down
-  EXPECT_EQ(BFloat16::FromFloat(1.01171875f).bits, 0x3f82);   // tie to even, up
+  EXPECT_EQ(BFloat16::FromFloat(1.00390625f).bits, 0x3f80);  // tie to even, down
+  EXPECT_EQ(BFloat16::FromFloat(1.01171875f).bits, 0x3f82);  // tie to even, up
   EXPECT_EQ(BFloat16::FromFloat(-2.5f).ToFloat(), -2.5f);
   EXPECT_TRUE(std::isnan(BFloat16::FromFloat(NAN).ToFloat()));
 }
@@ -54,9 +54,9 @@ TEST(Philox, MatchesThePublishedKnownAnswers) {
   // Random123 kat_vectors, philox4x32-10.
   EXPECT_EQ(Philox::Block({0, 0}, {0, 0, 0, 0}),
             (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
-  EXPECT_EQ(Philox::Block({0xffffffff, 0xffffffff},
-                          {0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}),
-            (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(
+      Philox::Block({0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}),
+      (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
 }
 
 TEST(RandomStream, NormalHasUnitVariance) {

@@ -1,4 +1,5 @@
-// main() of MPI tests: every rank runs the same tests; failures are summed, so that one rank's failure fails all.
+// main() of MPI tests: every rank runs the same tests; failures are summed, so that one rank's
+// failure fails all.
 #include <gtest/gtest.h>
 #include <mpi.h>
 

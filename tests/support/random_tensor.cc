@@ -25,7 +25,8 @@ Tensor RandomTensor(const Context& context, DType dtype, Shape shape, uint64_t s
   return tensor;
 }
 
-Tensor TensorOf(const Context& context, DType dtype, Shape shape, const std::vector<double>& values) {
+Tensor TensorOf(const Context& context, DType dtype, Shape shape,
+                const std::vector<double>& values) {
   Tensor tensor = context.Empty(dtype, std::move(shape));
   CHECK_EQ(tensor.num_elements(), static_cast<int64_t>(values.size()));
   for (int64_t i = 0; i < tensor.num_elements(); ++i) Set(tensor, i, values[i]);
@@ -43,12 +44,23 @@ std::vector<double> ToDoubles(const Tensor& tensor) {
   std::vector<double> values(tensor.num_elements());
   for (int64_t i = 0; i < tensor.num_elements(); ++i) {
     switch (tensor.dtype()) {
-      case DType::kF64: values[i] = tensor.data<double>()[i]; break;
-      case DType::kF32: values[i] = tensor.data<float>()[i]; break;
-      case DType::kBF16: values[i] = tensor.data<BFloat16>()[i].ToFloat(); break;
-      case DType::kI32: values[i] = tensor.data<int32_t>()[i]; break;
-      case DType::kI64: values[i] = static_cast<double>(tensor.data<int64_t>()[i]); break;
-      default: CHECK(false) << tensor.DebugString();
+      case DType::kF64:
+        values[i] = tensor.data<double>()[i];
+        break;
+      case DType::kF32:
+        values[i] = tensor.data<float>()[i];
+        break;
+      case DType::kBF16:
+        values[i] = tensor.data<BFloat16>()[i].ToFloat();
+        break;
+      case DType::kI32:
+        values[i] = tensor.data<int32_t>()[i];
+        break;
+      case DType::kI64:
+        values[i] = static_cast<double>(tensor.data<int64_t>()[i]);
+        break;
+      default:
+        CHECK(false) << tensor.DebugString();
     }
   }
   return values;

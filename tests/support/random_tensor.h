@@ -11,7 +11,8 @@ namespace baleen::testing {
 // Normal(0, scale) values of the given dtype (kF32 or kF64), a function of `seed`.
 Tensor RandomTensor(const Context& context, DType dtype, Shape shape, uint64_t seed,
                     double scale = 1.0);
-Tensor TensorOf(const Context& context, DType dtype, Shape shape, const std::vector<double>& values);
+Tensor TensorOf(const Context& context, DType dtype, Shape shape,
+                const std::vector<double>& values);
 Tensor IntTensorOf(const Context& context, Shape shape, const std::vector<int32_t>& values);
 
 // Elements of a kF32, kF64, kBF16, kI32 or kI64 tensor as doubles.

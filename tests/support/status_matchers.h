@@ -31,7 +31,7 @@ MATCHER_P2(HasStatus, code, part, "") {
 
 #define ASSERT_OK_AND_ASSIGN(lhs, expression) \
   ASSERT_OK_AND_ASSIGN_IMPL(BALEEN_CONCAT(test_or_, __LINE__), lhs, expression)
-#define ASSERT_OK_AND_ASSIGN_IMPL(result, lhs, expression)      \
-  auto result = (expression);                                   \
-  ASSERT_TRUE(result.ok()) << result.status().ToString();       \
+#define ASSERT_OK_AND_ASSIGN_IMPL(result, lhs, expression) \
+  auto result = (expression);                              \
+  ASSERT_TRUE(result.ok()) << result.status().ToString();  \
   lhs = std::move(result).value()

@@ -1,0 +1,104 @@
+// Attention: checks, then the definition for the device and the dtype.
+#include "kernels/ops/attention.h"
+
+#include "kernels/ops/attention_cpu.h"
+#include "kernels/ops/dispatch.h"
+
+namespace baleen {
+namespace {
+
+// q gives T, H, Q and the dtype; k gives S; v gives V.
+void CheckQkv(const Context& context, const char* op, const Tensor& q_THQ, const Tensor& k_SHQ,
+              const Tensor& v_SHV) {
+  CheckRank(op, "q_THQ", q_THQ, 3);
+  CheckRank(op, "k_SHQ", k_SHQ, 3);
+  CheckRank(op, "v_SHV", v_SHV, 3);
+  const int64_t num_keys = k_SHQ.dim(0), heads = q_THQ.dim(1);
+  CheckTensor(context, op, "q_THQ", q_THQ, q_THQ.dtype(), q_THQ.shape());
+  CheckTensor(context, op, "k_SHQ", k_SHQ, q_THQ.dtype(), {num_keys, heads, q_THQ.dim(2)});
+  CheckTensor(context, op, "v_SHV", v_SHV, q_THQ.dtype(), {num_keys, heads, v_SHV.dim(2)});
+}
+
+void CheckWindows(const Context& context, const char* op, const KeyWindows& windows,
+                  int64_t num_rows) {
+  CheckTensor(context, op, "windows.begin_T", windows.begin_T, DType::kI32, {num_rows});
+  CheckTensor(context, op, "windows.end_T", windows.end_T, DType::kI32, {num_rows});
+}
+
+void CheckIds(const Context& context, const char* op, const Tensor& ids_TK, int64_t num_rows) {
+  CheckRank(op, "ids_TK", ids_TK, 2);
+  CheckTensor(context, op, "ids_TK", ids_TK, DType::kI32, {num_rows, ids_TK.dim(1)});
+}
+
+void CheckBackward(const Context& context, const char* op, const Tensor& do_THV,
+                   const Tensor& q_THQ, const Tensor& k_SHQ, const Tensor& v_SHV,
+                   const AttentionResult& forward, const Tensor& dk_SHQ, const Tensor& dv_SHV) {
+  const DType dtype = q_THQ.dtype();
+  // What is summed over rows or keys is kept in fp32, whatever the operands are.
+  const DType statistics = dtype == DType::kF64 ? DType::kF64 : DType::kF32;
+  const Shape output = {q_THQ.dim(0), q_THQ.dim(1), v_SHV.dim(2)};
+  CheckTensor(context, op, "do_THV", do_THV, dtype, output);
+  CheckTensor(context, op, "forward.o_THV", forward.o_THV, dtype, output);
+  CheckTensor(context, op, "forward.lse_TH", forward.lse_TH, statistics,
+              {q_THQ.dim(0), q_THQ.dim(1)});
+  CheckTensor(context, op, "dk_SHQ", dk_SHQ, statistics, k_SHQ.shape());
+  CheckTensor(context, op, "dv_SHV", dv_SHV, statistics, v_SHV.shape());
+}
+
+}  // namespace
+
+AttentionResult Attention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
+                          const Tensor& v_SHV, const KeyWindows& windows, double scale) {
+  constexpr const char* kOp = "Attention";
+  CheckQkv(context, kOp, q_THQ, k_SHQ, v_SHV);
+  CheckWindows(context, kOp, windows, q_THQ.dim(0));
+  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+    return AttentionCpu<decltype(zero)>::Forward(context, q_THQ, k_SHQ, v_SHV, windows, scale);
+  });
+}
+
+Tensor AttentionBackward(const Context& context, const Tensor& do_THV, const Tensor& q_THQ,
+                         const Tensor& k_SHQ, const Tensor& v_SHV, const AttentionResult& forward,
+                         const KeyWindows& windows, double scale, const Tensor& dk_SHQ,
+                         const Tensor& dv_SHV) {
+  constexpr const char* kOp = "AttentionBackward";
+  CheckQkv(context, kOp, q_THQ, k_SHQ, v_SHV);
+  CheckWindows(context, kOp, windows, q_THQ.dim(0));
+  CheckBackward(context, kOp, do_THV, q_THQ, k_SHQ, v_SHV, forward, dk_SHQ, dv_SHV);
+  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+    return AttentionCpu<decltype(zero)>::Backward(context, do_THV, q_THQ, k_SHQ, v_SHV, forward,
+                                                  windows, scale, dk_SHQ, dv_SHV);
+  });
+}
+
+AttentionResult MaskedAttention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
+                                const Tensor& v_SHV, const Tensor& ids_TK, double scale) {
+  constexpr const char* kOp = "MaskedAttention";
+  CheckQkv(context, kOp, q_THQ, k_SHQ, v_SHV);
+  CheckIds(context, kOp, ids_TK, q_THQ.dim(0));
+  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+    return MaskedAttentionCpu<decltype(zero)>::Forward(context, q_THQ, k_SHQ, v_SHV, ids_TK, scale);
+  });
+}
+
+Tensor MaskedAttentionBackward(const Context& context, const Tensor& do_THV, const Tensor& q_THQ,
+                               const Tensor& k_SHQ, const Tensor& v_SHV,
+                               const AttentionResult& forward, const Tensor& ids_TK, double scale,
+                               const Tensor& dk_SHQ, const Tensor& dv_SHV,
+                               const Tensor& target_TK) {
+  constexpr const char* kOp = "MaskedAttentionBackward";
+  CheckQkv(context, kOp, q_THQ, k_SHQ, v_SHV);
+  CheckIds(context, kOp, ids_TK, q_THQ.dim(0));
+  CheckBackward(context, kOp, do_THV, q_THQ, k_SHQ, v_SHV, forward, dk_SHQ, dv_SHV);
+  CheckTensor(context, kOp, "target_TK", target_TK, forward.lse_TH.dtype(), ids_TK.shape());
+  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+    return MaskedAttentionCpu<decltype(zero)>::Backward(
+        context, do_THV, q_THQ, k_SHQ, v_SHV, forward, ids_TK, scale, dk_SHQ, dv_SHV, target_TK);
+  });
+}
+
+}  // namespace baleen

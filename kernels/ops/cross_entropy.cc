@@ -1,0 +1,104 @@
+#include "kernels/ops/cross_entropy.h"
+
+#include <limits>
+#include <type_traits>
+
+#include "kernels/ops/bounds.h"
+#include "kernels/ops/cross_entropy_cpu.h"
+#include "kernels/ops/dispatch.h"
+
+namespace baleen {
+namespace {
+
+constexpr char kOp[] = "cross_entropy";
+
+CrossEntropyStats EmptyStats(const Context& context, DType dtype, int64_t tokens) {
+  return {context.Empty(dtype, {tokens}), context.Empty(dtype, {tokens}),
+          context.Empty(dtype, {tokens})};
+}
+
+void CheckStats(const Context& context, const CrossEntropyStats& stats, DType dtype,
+                const Shape& shape) {
+  CheckTensor(context, kOp, "row_max", stats.row_max_T, dtype, shape);
+  CheckTensor(context, kOp, "row_sum", stats.row_sum_T, dtype, shape);
+  CheckTensor(context, kOp, "target_logit", stats.target_logit_T, dtype, shape);
+}
+
+// T is float or double, const for statistics that are only read.
+template <typename T>
+CrossEntropyRows<T> Rows(const CrossEntropyStats& stats) {
+  using Element = std::remove_const_t<T>;
+  return {stats.row_max_T.data<Element>(), stats.row_sum_T.data<Element>(),
+          stats.target_logit_T.data<Element>()};
+}
+
+void CheckTargets(const Tensor& targets_T) {
+  CheckIndices(kOp, "targets", targets_T, -1, std::numeric_limits<int32_t>::max());
+}
+
+}  // namespace
+
+CrossEntropyStats CrossEntropyLocalStats(const Context& context, const Tensor& logits_TW,
+                                         const Tensor& targets_T, int64_t vocab_begin) {
+  CheckRank(kOp, "logits", logits_TW, 2);
+  const int64_t tokens = logits_TW.dim(0);
+  CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  CheckTargets(targets_T);
+  const CrossEntropyStats stats = EmptyStats(context, logits_TW.dtype(), tokens);
+  ForFloatOrDouble(kOp, logits_TW.dtype(), [&](auto element) {
+    using T = decltype(element);
+    CrossEntropyLocalStatsCpu(tokens, logits_TW.dim(1), vocab_begin, logits_TW.data<T>(),
+                              targets_T.data<int32_t>(), Rows<T>(stats));
+  });
+  return stats;
+}
+
+CrossEntropyStats CombineCrossEntropyStats(const Context& context, const CrossEntropyStats& parts) {
+  CheckRank(kOp, "row_max", parts.row_max_T, 2);
+  const DType dtype = parts.row_max_T.dtype();
+  CheckStats(context, parts, dtype, parts.row_max_T.shape());
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const int64_t num_parts = parts.row_max_T.dim(0), tokens = parts.row_max_T.dim(1);
+  const CrossEntropyStats whole = EmptyStats(context, dtype, tokens);
+  ForFloatOrDouble(kOp, dtype, [&](auto element) {
+    using T = decltype(element);
+    CombineCrossEntropyStatsCpu(num_parts, tokens, Rows<const T>(parts), Rows<T>(whole));
+  });
+  return whole;
+}
+
+Tensor CrossEntropyLoss(const Context& context, const CrossEntropyStats& stats,
+                        const Tensor& targets_T) {
+  CheckRank(kOp, "targets", targets_T, 1);
+  const int64_t tokens = targets_T.dim(0);
+  const DType dtype = stats.row_max_T.dtype();
+  CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
+  CheckStats(context, stats, dtype, {tokens});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  CheckTargets(targets_T);
+  const Tensor loss = context.Empty(dtype, {tokens});
+  ForFloatOrDouble(kOp, dtype, [&](auto element) {
+    using T = decltype(element);
+    CrossEntropyLossCpu(tokens, Rows<const T>(stats), targets_T.data<int32_t>(), loss.data<T>());
+  });
+  return loss;
+}
+
+void CrossEntropyBackwardInPlace(const Context& context, const Tensor& logits_TW,
+                                 const Tensor& targets_T, const CrossEntropyStats& stats,
+                                 int64_t vocab_begin, double scale) {
+  CheckRank(kOp, "logits", logits_TW, 2);
+  const int64_t tokens = logits_TW.dim(0);
+  CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  CheckStats(context, stats, logits_TW.dtype(), {tokens});
+  CheckTargets(targets_T);
+  ForFloatOrDouble(kOp, logits_TW.dtype(), [&](auto element) {
+    using T = decltype(element);
+    CrossEntropyBackwardCpu(tokens, logits_TW.dim(1), vocab_begin, Rows<const T>(stats),
+                            targets_T.data<int32_t>(), static_cast<T>(scale), logits_TW.data<T>());
+  });
+}
+
+}  // namespace baleen

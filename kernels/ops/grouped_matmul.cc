@@ -1,0 +1,85 @@
+// On the CPU the definition is the header's formula with one Matmul for each expert's rows: since a
+// row's bits do not depend on the other rows of a call (matmul_cpu.cc), it does not matter which
+// tokens share an expert.
+#include "kernels/ops/grouped_matmul.h"
+
+#include "kernels/ops/dispatch.h"
+#include "kernels/ops/matmul.h"
+
+namespace baleen {
+namespace {
+
+constexpr char kOp[] = "grouped_matmul";
+
+void CheckGroups(const Context& context, const Tensor& rows, const Tensor& weight_LOI,
+                 const Tensor& offsets_L1) {
+  CheckRank(kOp, "rows", rows, 2);
+  CheckRank(kOp, "weight", weight_LOI, 3);
+  CHECK_EQ(rows.dtype(), weight_LOI.dtype()) << kOp;
+  const int64_t num_experts = weight_LOI.dim(0);
+  CheckTensor(context, kOp, "offsets", offsets_L1, DType::kI32, {num_experts + 1});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const int32_t* const offsets = offsets_L1.data<int32_t>();
+  CHECK(offsets[0] == 0 && offsets[num_experts] == rows.dim(0))
+      << kOp << ": offsets go from " << offsets[0] << " to " << offsets[num_experts]
+      << ", expected 0 to " << rows.dim(0);
+  for (int64_t l = 0; l < num_experts; ++l) {
+    CHECK_LE(offsets[l], offsets[l + 1]) << kOp << ": offsets fall after expert " << l;
+  }
+}
+
+// Calls function(expert, begin, end) for the experts that own rows.
+template <typename Function>
+void ForEachGroup(const Tensor& offsets_L1, Function function) {
+  const int32_t* const offsets = offsets_L1.data<int32_t>();
+  for (int64_t l = 0; l + 1 < offsets_L1.dim(0); ++l) {
+    if (offsets[l] < offsets[l + 1]) function(l, offsets[l], offsets[l + 1]);
+  }
+}
+
+MatrixView Expert(const Tensor& weight_LOI, int64_t l) {
+  return AsMatrix(weight_LOI.Rows(l, l + 1));
+}
+
+}  // namespace
+
+Tensor GroupedLinear(const Context& context, const Tensor& x, const Tensor& weight_LOI,
+                     const Tensor& offsets_L1) {
+  CheckGroups(context, x, weight_LOI, offsets_L1);
+  CHECK_EQ(x.dim(1), weight_LOI.dim(2))
+      << kOp << ": x " << x.DebugString() << ", weight " << weight_LOI.DebugString();
+  const Tensor y = context.Empty(x.dtype(), {x.dim(0), weight_LOI.dim(1)});
+  ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
+    Matmul(context, AsMatrix(x).RowRange(begin, end), Transpose::kNo, Expert(weight_LOI, l),
+           Transpose::kYes, AsMatrix(y).RowRange(begin, end));
+  });
+  return y;
+}
+
+Tensor GroupedLinearBackwardInput(const Context& context, const Tensor& dy,
+                                  const Tensor& weight_LOI, const Tensor& offsets_L1) {
+  CheckGroups(context, dy, weight_LOI, offsets_L1);
+  CHECK_EQ(dy.dim(1), weight_LOI.dim(1))
+      << kOp << ": dy " << dy.DebugString() << ", weight " << weight_LOI.DebugString();
+  const Tensor dx = context.Empty(dy.dtype(), {dy.dim(0), weight_LOI.dim(2)});
+  ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
+    Matmul(context, AsMatrix(dy).RowRange(begin, end), Transpose::kNo, Expert(weight_LOI, l),
+           Transpose::kNo, AsMatrix(dx).RowRange(begin, end));
+  });
+  return dx;
+}
+
+void GroupedLinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
+                                 const Tensor& offsets_L1, const Tensor& dweight_LOI) {
+  CheckGroups(context, dy, dweight_LOI, offsets_L1);
+  CHECK_EQ(dy.dim(1), dweight_LOI.dim(1))
+      << kOp << ": dy " << dy.DebugString() << ", dweight " << dweight_LOI.DebugString();
+  CheckTensor(context, kOp, "x", x, dy.dtype(), {dy.dim(0), dweight_LOI.dim(2)});
+  ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
+    Matmul(context, AsMatrix(dy).RowRange(begin, end), Transpose::kYes,
+           AsMatrix(x).RowRange(begin, end), Transpose::kNo, Expert(dweight_LOI, l),
+           Accumulate::kAdd);
+  });
+}
+
+}  // namespace baleen

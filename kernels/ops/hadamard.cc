@@ -1,0 +1,22 @@
+// HadamardTransform: checks, then the definition for the device and the dtype.
+#include "kernels/ops/hadamard.h"
+
+#include <bit>
+
+#include "kernels/ops/dispatch.h"
+#include "kernels/ops/hadamard_cpu.h"
+
+namespace baleen {
+
+Tensor HadamardTransform(const Context& context, const Tensor& x) {
+  constexpr const char* kOp = "HadamardTransform";
+  CHECK_GE(x.rank(), 1) << kOp << ": x is " << x.DebugString();
+  CheckTensor(context, kOp, "x", x, x.dtype(), x.shape());
+  CHECK(x.dim(-1) > 0 && std::has_single_bit(static_cast<uint64_t>(x.dim(-1))))
+      << kOp << ": x is " << x.DebugString() << ", its last dimension is no power of two";
+  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  return ForFloatOrDouble(
+      kOp, x.dtype(), [&](auto zero) { return HadamardTransformCpu<decltype(zero)>(context, x); });
+}
+
+}  // namespace baleen

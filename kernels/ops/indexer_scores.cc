@@ -1,0 +1,29 @@
+// IndexerScores: checks, then the definition for the device and the dtype.
+#include "kernels/ops/indexer_scores.h"
+
+#include "kernels/ops/dispatch.h"
+#include "kernels/ops/indexer_scores_cpu.h"
+
+namespace baleen {
+
+Tensor IndexerScores(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
+                     const Tensor& w_TI, const KeyWindows& windows) {
+  constexpr const char* kOp = "IndexerScores";
+  CheckRank(kOp, "q_TIJ", q_TIJ, 3);
+  CheckRank(kOp, "k_SJ", k_SJ, 2);
+  const DType dtype = q_TIJ.dtype();
+  const int64_t num_rows = q_TIJ.dim(0);
+  CheckTensor(context, kOp, "q_TIJ", q_TIJ, dtype, q_TIJ.shape());
+  CheckTensor(context, kOp, "k_SJ", k_SJ, dtype, {k_SJ.dim(0), q_TIJ.dim(2)});
+  // The weights carry the softmax temperature: fp32 also where q and k are narrower.
+  CheckTensor(context, kOp, "w_TI", w_TI, dtype == DType::kF64 ? DType::kF64 : DType::kF32,
+              {num_rows, q_TIJ.dim(1)});
+  CheckTensor(context, kOp, "windows.begin_T", windows.begin_T, DType::kI32, {num_rows});
+  CheckTensor(context, kOp, "windows.end_T", windows.end_T, DType::kI32, {num_rows});
+  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  return ForFloatOrDouble(kOp, dtype, [&](auto zero) {
+    return IndexerScoresCpu<decltype(zero)>(context, q_TIJ, k_SJ, w_TI, windows);
+  });
+}
+
+}  // namespace baleen

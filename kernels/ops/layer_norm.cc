@@ -1,0 +1,69 @@
+#include "kernels/ops/layer_norm.h"
+
+#include "kernels/ops/dispatch.h"
+#include "kernels/ops/layer_norm_cpu.h"
+
+namespace baleen {
+namespace {
+
+constexpr char kOp[] = "layer_norm";
+
+// x [.., D] has rows of D > 0 elements; returns their number.
+int64_t RowsOf(const Tensor& x) {
+  CHECK(x.rank() >= 1 && x.dim(-1) > 0) << kOp << ": x is " << x.DebugString();
+  return x.num_elements() / x.dim(-1);
+}
+
+}  // namespace
+
+LayerNormResult LayerNorm(const Context& context, const Tensor& x, const Tensor& weight,
+                          const Tensor& bias, double eps) {
+  const int64_t rows = RowsOf(x), D = x.dim(-1);
+  CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
+  CheckTensor(context, kOp, "bias", bias, x.dtype(), {D});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  LayerNormResult result{context.Empty(x.dtype(), x.shape()), context.Empty(x.dtype(), {rows}),
+                         context.Empty(x.dtype(), {rows})};
+  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    LayerNormCpu(rows, D, x.data<T>(), weight.data<T>(), bias.data<T>(), eps, result.y.data<T>(),
+                 result.mean.data<T>(), result.rstd.data<T>());
+  });
+  return result;
+}
+
+Tensor LayerNormBackwardInput(const Context& context, const Tensor& dy, const Tensor& x,
+                              const Tensor& weight, const Tensor& mean, const Tensor& rstd) {
+  const int64_t rows = RowsOf(x), D = x.dim(-1);
+  CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
+  CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
+  CheckTensor(context, kOp, "mean", mean, x.dtype(), {rows});
+  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const Tensor dx = context.Empty(x.dtype(), x.shape());
+  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    LayerNormBackwardInputCpu(rows, D, dy.data<T>(), x.data<T>(), weight.data<T>(), mean.data<T>(),
+                              rstd.data<T>(), dx.data<T>());
+  });
+  return dx;
+}
+
+void LayerNormBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
+                             const Tensor& mean, const Tensor& rstd, const Tensor& dweight,
+                             const Tensor& dbias) {
+  const int64_t rows = RowsOf(x), D = x.dim(-1);
+  CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
+  CheckTensor(context, kOp, "mean", mean, x.dtype(), {rows});
+  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  CheckTensor(context, kOp, "dweight", dweight, x.dtype(), {D});
+  CheckTensor(context, kOp, "dbias", dbias, x.dtype(), {D});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    LayerNormBackwardWeightCpu(rows, D, dy.data<T>(), x.data<T>(), mean.data<T>(), rstd.data<T>(),
+                               dweight.data<T>(), dbias.data<T>());
+  });
+}
+
+}  // namespace baleen

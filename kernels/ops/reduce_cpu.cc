@@ -1,0 +1,23 @@
+// Sums on the CPU, in fp64 and in the order of SumInLanes.
+#include "kernels/ops/reduce_cpu.h"
+
+#include "kernels/ops/row_sums_cpu.h"
+
+namespace baleen {
+
+template <typename T>
+double SumOfSquaresCpu(int64_t count, const T* x) {
+  return SumInLanes(count, [&](int64_t i) { return static_cast<double>(x[i]) * x[i]; });
+}
+
+template <typename T>
+double SumCpu(int64_t count, const T* x) {
+  return SumInLanes(count, [&](int64_t i) { return static_cast<double>(x[i]); });
+}
+
+template double SumOfSquaresCpu(int64_t, const float*);
+template double SumOfSquaresCpu(int64_t, const double*);
+template double SumCpu(int64_t, const float*);
+template double SumCpu(int64_t, const double*);
+
+}  // namespace baleen

@@ -1,0 +1,61 @@
+#include "kernels/ops/rms_norm.h"
+
+#include "kernels/ops/dispatch.h"
+#include "kernels/ops/rms_norm_cpu.h"
+
+namespace baleen {
+namespace {
+
+constexpr char kOp[] = "rms_norm";
+
+// x [.., D] has rows of D > 0 elements; returns their number.
+int64_t RowsOf(const Tensor& x) {
+  CHECK(x.rank() >= 1 && x.dim(-1) > 0) << kOp << ": x is " << x.DebugString();
+  return x.num_elements() / x.dim(-1);
+}
+
+}  // namespace
+
+RmsNormResult RmsNorm(const Context& context, const Tensor& x, const Tensor& weight, double eps) {
+  const int64_t rows = RowsOf(x), D = x.dim(-1);
+  CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  RmsNormResult result{context.Empty(x.dtype(), x.shape()), context.Empty(x.dtype(), {rows})};
+  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    RmsNormCpu(rows, D, x.data<T>(), weight.data<T>(), eps, result.y.data<T>(),
+               result.rstd.data<T>());
+  });
+  return result;
+}
+
+Tensor RmsNormBackwardInput(const Context& context, const Tensor& dy, const Tensor& x,
+                            const Tensor& weight, const Tensor& rstd) {
+  const int64_t rows = RowsOf(x), D = x.dim(-1);
+  CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
+  CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
+  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const Tensor dx = context.Empty(x.dtype(), x.shape());
+  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    RmsNormBackwardInputCpu(rows, D, dy.data<T>(), x.data<T>(), weight.data<T>(), rstd.data<T>(),
+                            dx.data<T>());
+  });
+  return dx;
+}
+
+void RmsNormBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
+                           const Tensor& rstd, const Tensor& dweight) {
+  const int64_t rows = RowsOf(x), D = x.dim(-1);
+  CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
+  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  CheckTensor(context, kOp, "dweight", dweight, x.dtype(), {D});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    RmsNormBackwardWeightCpu(rows, D, dy.data<T>(), x.data<T>(), rstd.data<T>(), dweight.data<T>());
+  });
+}
+
+}  // namespace baleen

@@ -1,0 +1,141 @@
+#include "kernels/ops/router.h"
+
+#include "kernels/ops/bounds.h"
+#include "kernels/ops/dispatch.h"
+#include "kernels/ops/router_cpu.h"
+
+namespace baleen {
+namespace {
+
+constexpr char kOp[] = "router";
+
+void CheckParams(const RouterParams& params, int64_t E) {
+  CHECK(params.n_group > 0 && E % params.n_group == 0 && params.topk_group > 0 &&
+        params.topk_group <= params.n_group && params.num_experts_per_tok > 0 &&
+        params.num_experts_per_tok <= E / params.n_group * params.topk_group)
+      << kOp << ": " << E << " experts in n_group " << params.n_group << ", topk_group "
+      << params.topk_group << ", num_experts_per_tok " << params.num_experts_per_tok;
+}
+
+Tensor Scores(const Context& context, const Tensor& logits_TE) {
+  const Tensor scores_TE = context.Empty(logits_TE.dtype(), logits_TE.shape());
+  ForFloatOrDouble(kOp, logits_TE.dtype(), [&](auto element) {
+    using T = decltype(element);
+    SigmoidCpu(logits_TE.num_elements(), logits_TE.data<T>(), scores_TE.data<T>());
+  });
+  return scores_TE;
+}
+
+RouterResult WithWeights(const Context& context, const Tensor& scores_TE,
+                         const Tensor& expert_ids_TA, const RouterParams& params) {
+  RouterResult result{scores_TE, expert_ids_TA,
+                      context.Empty(scores_TE.dtype(), expert_ids_TA.shape())};
+  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+    using T = decltype(element);
+    RouteWeightsCpu(params, scores_TE.dim(0), scores_TE.dim(1), scores_TE.data<T>(),
+                    expert_ids_TA.data<int32_t>(), result.weights_TA.data<T>());
+  });
+  return result;
+}
+
+}  // namespace
+
+RouterResult Route(const Context& context, const Tensor& logits_TE, const Tensor& bias_E,
+                   const RouterParams& params) {
+  CheckRank(kOp, "logits", logits_TE, 2);
+  const int64_t tokens = logits_TE.dim(0), E = logits_TE.dim(1);
+  CheckParams(params, E);
+  CheckTensor(context, kOp, "bias", bias_E, logits_TE.dtype(), {E});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const Tensor scores_TE = Scores(context, logits_TE);
+  const Tensor expert_ids_TA = context.Empty(DType::kI32, {tokens, params.num_experts_per_tok});
+  ForFloatOrDouble(kOp, logits_TE.dtype(), [&](auto element) {
+    using T = decltype(element);
+    ChooseExpertsCpu(params, tokens, E, scores_TE.data<T>(), bias_E.data<T>(),
+                     expert_ids_TA.data<int32_t>());
+  });
+  return WithWeights(context, scores_TE, expert_ids_TA, params);
+}
+
+RouterResult RouteWithIds(const Context& context, const Tensor& logits_TE,
+                          const Tensor& expert_ids_TA, const RouterParams& params) {
+  CheckRank(kOp, "logits", logits_TE, 2);
+  CheckTensor(context, kOp, "expert_ids", expert_ids_TA, DType::kI32,
+              {logits_TE.dim(0), params.num_experts_per_tok});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  CheckIndices(kOp, "expert_ids", expert_ids_TA, 0, logits_TE.dim(1));
+  return WithWeights(context, Scores(context, logits_TE), expert_ids_TA, params);
+}
+
+Tensor RouteBackward(const Context& context, const Tensor& dweights_TA, const Tensor& dscores_TE,
+                     const RouterResult& forward, const RouterParams& params) {
+  const Tensor& scores_TE = forward.scores_TE;
+  CheckRank(kOp, "scores", scores_TE, 2);
+  const int64_t tokens = scores_TE.dim(0), E = scores_TE.dim(1);
+  const Shape chosen = {tokens, params.num_experts_per_tok};
+  CheckTensor(context, kOp, "expert_ids", forward.expert_ids_TA, DType::kI32, chosen);
+  CheckTensor(context, kOp, "dweights", dweights_TA, scores_TE.dtype(), chosen);
+  if (!dscores_TE.empty()) {
+    CheckTensor(context, kOp, "dscores", dscores_TE, scores_TE.dtype(), scores_TE.shape());
+  }
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const Tensor dlogits_TE = context.Empty(scores_TE.dtype(), scores_TE.shape());
+  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+    using T = decltype(element);
+    RouteBackwardCpu(params, tokens, E, scores_TE.data<T>(), forward.expert_ids_TA.data<int32_t>(),
+                     dweights_TA.data<T>(), dscores_TE.empty() ? nullptr : dscores_TE.data<T>(),
+                     dlogits_TE.data<T>());
+  });
+  return dlogits_TE;
+}
+
+void CountExperts(const Context& context, const Tensor& expert_ids_TA, const Tensor& counts_E) {
+  CheckRank(kOp, "counts", counts_E, 1);
+  CheckTensor(context, kOp, "counts", counts_E, DType::kI64, counts_E.shape());
+  CheckTensor(context, kOp, "expert_ids", expert_ids_TA, DType::kI32, expert_ids_TA.shape());
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  CheckIndices(kOp, "expert_ids", expert_ids_TA, 0, counts_E.dim(0));
+  const int32_t* const ids = expert_ids_TA.data<int32_t>();
+  int64_t* const counts = counts_E.data<int64_t>();
+  for (int64_t i = 0; i < expert_ids_TA.num_elements(); ++i) ++counts[ids[i]];
+}
+
+BalanceStats BalanceLocalStats(const Context& context, const Tensor& scores_TE,
+                               const Tensor& sequence_T, int64_t num_sequences, int64_t top_k) {
+  CheckRank(kOp, "scores", scores_TE, 2);
+  const int64_t tokens = scores_TE.dim(0), E = scores_TE.dim(1);
+  CHECK(top_k > 0 && top_k <= E) << kOp << ": top_k " << top_k << " of " << E << " experts";
+  CheckTensor(context, kOp, "sequence", sequence_T, DType::kI32, {tokens});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  CheckIndices(kOp, "sequence", sequence_T, 0, num_sequences);
+  const BalanceStats stats{context.Zeros(scores_TE.dtype(), {num_sequences, E}),
+                           context.Empty(scores_TE.dtype(), {num_sequences, E})};
+  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+    using T = decltype(element);
+    BalanceLocalStatsCpu(tokens, E, num_sequences, top_k, scores_TE.data<T>(),
+                         sequence_T.data<int32_t>(), stats.counts_BE.data<T>(),
+                         stats.prob_sum_BE.data<T>());
+  });
+  return stats;
+}
+
+Tensor BalanceBackward(const Context& context, const Tensor& scores_TE, const Tensor& sequence_T,
+                       const Tensor& coefficient_BE) {
+  CheckRank(kOp, "scores", scores_TE, 2);
+  CheckRank(kOp, "coefficient", coefficient_BE, 2);
+  const int64_t tokens = scores_TE.dim(0), E = scores_TE.dim(1);
+  CheckTensor(context, kOp, "sequence", sequence_T, DType::kI32, {tokens});
+  CheckTensor(context, kOp, "coefficient", coefficient_BE, scores_TE.dtype(),
+              {coefficient_BE.dim(0), E});
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  CheckIndices(kOp, "sequence", sequence_T, 0, coefficient_BE.dim(0));
+  const Tensor dscores_TE = context.Empty(scores_TE.dtype(), scores_TE.shape());
+  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+    using T = decltype(element);
+    BalanceBackwardCpu(tokens, E, scores_TE.data<T>(), sequence_T.data<int32_t>(),
+                       coefficient_BE.data<T>(), dscores_TE.data<T>());
+  });
+  return dscores_TE;
+}
+
+}  // namespace baleen

@@ -1,0 +1,39 @@
+#include "kernels/ops/swiglu.h"
+
+#include "kernels/ops/dispatch.h"
+#include "kernels/ops/swiglu_cpu.h"
+
+namespace baleen {
+namespace {
+
+constexpr char kOp[] = "swiglu";
+
+}  // namespace
+
+Tensor Swiglu(const Context& context, const Tensor& gate, const Tensor& up) {
+  CheckTensor(context, kOp, "up", up, gate.dtype(), gate.shape());
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const Tensor y = context.Empty(gate.dtype(), gate.shape());
+  ForFloatOrDouble(kOp, gate.dtype(), [&](auto element) {
+    using T = decltype(element);
+    SwigluCpu(gate.num_elements(), gate.data<T>(), up.data<T>(), y.data<T>());
+  });
+  return y;
+}
+
+SwigluGradients SwigluBackward(const Context& context, const Tensor& dy, const Tensor& gate,
+                               const Tensor& up) {
+  CheckTensor(context, kOp, "up", up, gate.dtype(), gate.shape());
+  CheckTensor(context, kOp, "dy", dy, gate.dtype(), gate.shape());
+  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  const SwigluGradients gradients{context.Empty(gate.dtype(), gate.shape()),
+                                  context.Empty(gate.dtype(), gate.shape())};
+  ForFloatOrDouble(kOp, gate.dtype(), [&](auto element) {
+    using T = decltype(element);
+    SwigluBackwardCpu(gate.num_elements(), dy.data<T>(), gate.data<T>(), up.data<T>(),
+                      gradients.dgate.data<T>(), gradients.dup.data<T>());
+  });
+  return gradients;
+}
+
+}  // namespace baleen

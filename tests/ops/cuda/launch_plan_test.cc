@@ -1,0 +1,50 @@
+// Launch choices of the CUDA kernels: pure host functions, so they are tested where no GPU is.
+#include <gtest/gtest.h>
+
+#include "kernels/ops/indexer_backward_cuda.h"
+#include "kernels/ops/indexer_scores_cuda.h"
+#include "kernels/ops/topk_select_cuda.h"
+
+namespace baleen {
+namespace {
+
+constexpr int kSharedLimit = 227 * 1024;  // bytes a block of an H100 may have
+constexpr int kSms = 132;
+
+TEST(PlanTopkSelect, GivesEachRowABlockAndFitsTheLongestRow) {
+  EXPECT_EQ(PlanTopkSelect(17, 100).num_blocks, 17);
+  EXPECT_EQ(PlanTopkSelect(17, 100).threads % 32, 0);
+  const TopkSelectPlan longest = PlanTopkSelect(4096, kTopkSelectMaxKeys);
+  EXPECT_LE(longest.shared_bytes, kSharedLimit);
+  // Two bits a key, so a row of twice the keys takes that much more.
+  EXPECT_GT(longest.shared_bytes, PlanTopkSelect(4096, kTopkSelectMaxKeys / 2).shared_bytes);
+}
+
+TEST(PlanIndexerScores, NeverStartsMoreBlocksThanTilesOrMultiprocessors) {
+  for (const IndexerDtype dtype : {IndexerDtype::kBf16, IndexerDtype::kE4m3}) {
+    EXPECT_EQ(PlanIndexerScores(dtype, 1, 1, 64, kSms).num_blocks, 1);
+    const IndexerScoresPlan large = PlanIndexerScores(dtype, 4096, 131072, 64, kSms);
+    EXPECT_EQ(large.num_blocks, kSms);
+    EXPECT_LE(large.shared_bytes, kSharedLimit);
+    // 64 heads fill the columns of a tile twice as fast as 32.
+    EXPECT_EQ(PlanIndexerScores(dtype, 4096, 4096, 32, kSms).rows_per_tile,
+              2 * large.rows_per_tile);
+  }
+}
+
+TEST(PlanIndexerBackward, TakesRowsInPairs) {
+  EXPECT_EQ(PlanIndexerBackward(1, kSms).gradient_blocks, 1);
+  EXPECT_EQ(PlanIndexerBackward(3, kSms).gradient_blocks, 2);
+  EXPECT_EQ(PlanIndexerBackward(4096, kSms).gradient_blocks, kSms);
+  EXPECT_LE(PlanIndexerBackward(4096, kSms).gradient_shared_bytes, kSharedLimit);
+}
+
+TEST(IndexerBackwardWorkspace, GrowsWithSelectedPairsAndKeys) {
+  const size_t base = IndexerBackwardWorkspaceBytes(128, 4096, 512);
+  EXPECT_GE(base, size_t{8} * 128 * 512);
+  EXPECT_GT(IndexerBackwardWorkspaceBytes(256, 4096, 512), base);
+  EXPECT_GT(IndexerBackwardWorkspaceBytes(128, 8192, 512), base);
+}
+
+}  // namespace
+}  // namespace baleen
