@@ -83,6 +83,17 @@ __device__ __forceinline__ void BulkCopyToPeer(uint32_t peer_shared, uint32_t sh
       : "memory");
 }
 
+// 16 bytes of registers into another block's shared memory; they count on a barrier there (both
+// addresses from PeerAddress), which the receiver armed or will arm with BarrierArriveExpect.
+__device__ __forceinline__ void StorePeer16(uint32_t peer_shared, uint32_t peer_barrier, uint32_t a,
+                                            uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%2, %3, %4, %5}, "
+      "[%1];" ::"r"(peer_shared),
+      "r"(peer_barrier), "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
+}
+
 // Shared to global; completion through BulkCommit / BulkWait*.
 __device__ __forceinline__ void BulkStore(void* global, uint32_t shared, uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),

@@ -45,9 +45,11 @@ __device__ __forceinline__ void BarrierArriveExpect(uint64_t* barrier, uint32_t 
       : "memory");
 }
 
-// Arrives on the same barrier of another block in the cluster (release at cluster scope).
+// Arrives on the same barrier of another block in the cluster, for handing its own reads of shared
+// memory back. Not .release.cluster: that costs a memory barrier of the whole chip. Data goes with
+// StorePeer16 or BulkCopyToPeer, which complete on the receiver's barrier themselves.
 __device__ __forceinline__ void BarrierArrivePeer(uint64_t* barrier, uint32_t cluster_rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(
                    PeerAddress(SharedAddress(barrier), cluster_rank))
                : "memory");
 }
@@ -67,19 +69,19 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) 
       : "memory");
 }
 
-// The same where another block of the cluster arrives or writes (acquire at cluster scope).
-__device__ __forceinline__ void BarrierWaitCluster(uint64_t* barrier, uint32_t parity) {
+// Whether the phase of the given parity has completed, without waiting for it.
+__device__ __forceinline__ bool BarrierTest(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
   asm volatile(
       "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\n"
-      "bra again;\n"
-      "finished:\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
+      ".reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
       : "memory");
+  return done != 0;
 }
 
 // Named barriers 1..15 (0 is __syncthreads): `threads` counts those that sync and those that

@@ -44,6 +44,12 @@ __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// The two bf16 of a packed pair, exactly.
+__device__ __forceinline__ float LowBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float HighBf16(uint32_t pair) {
+  return __uint_as_float(pair & 0xFFFF0000u);
+}
+
 // 2^x by the special function unit; 2^-inf = 0.
 __device__ __forceinline__ float Exp2(float x) {
   float y;
@@ -65,6 +71,13 @@ __device__ __forceinline__ void StoreShared16(uint32_t shared, uint32_t a, uint3
                                               uint32_t d) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a), "r"(b), "r"(c),
                "r"(d)
+               : "memory");
+}
+
+__device__ __forceinline__ void LoadShared16(uint32_t shared, uint32_t (&words)[4]) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared)
                : "memory");
 }
 

@@ -34,6 +34,13 @@ __device__ __forceinline__ uint64_t DescriptorMnMajor(uint32_t shared, uint32_t 
                                                       uint32_t stride_bytes = 1024) {
   return Descriptor(shared, lead_bytes, stride_bytes);
 }
+// Hides a descriptor's origin from the compiler, which otherwise keeps every sum of it in a
+// register across a loop, and spills.
+__device__ __forceinline__ uint64_t Opaque(uint64_t descriptor) {
+  asm volatile("" : "+l"(descriptor));
+  return descriptor;
+}
+
 // The descriptor of the same tile `bytes` further on.
 __device__ __forceinline__ uint64_t Advance(uint64_t descriptor, uint32_t bytes) {
   return descriptor + (bytes >> 4);

@@ -3,8 +3,7 @@
 //   I[t, s] = k_scale[s] * sum_j w[t, j] * relu(q[t, j] . k[s]),   key_begin[t] <= s < key_end[t]
 //
 // Shape legend: T query rows, S keys, I index heads (64 or 32), J = 128 index_head_dim.
-#ifndef BALEEN_KERNELS_OPS_INDEXER_SCORES_CUDA_H_
-#define BALEEN_KERNELS_OPS_INDEXER_SCORES_CUDA_H_
+#pragma once
 
 #include <cuda_runtime_api.h>
 
@@ -12,13 +11,15 @@
 
 namespace baleen {
 
-// What is written: the scores inside each row's window, and -inf where a 64-key tile touched for the row's block of
-// 256 / I neighbouring rows sticks out of the row's window. All other elements keep what they held; a reader stays
-// inside the windows (TopkSelect does). The order of sums is fixed: the same inputs give the same bits.
+// What is written: the scores inside each row's window, and -inf where a 64-key tile touched for
+// the row's block of 256 / I neighbouring rows sticks out of the row's window. All other elements
+// keep what they held; a reader stays inside the windows (TopkSelect does). The order of sums is
+// fixed: the same inputs give the same bits.
 struct IndexerScoresArgs {
-  const void* q_TIJ = nullptr;           // [T, I, 128] bf16 or e4m3, 16-byte aligned
-  const void* k_SJ = nullptr;            // [S, 128] the same type, 16-byte aligned
-  const float* w_TI = nullptr;           // [T, I] fp32, 16-byte aligned; I^-0.5 J^-0.5 and, for e4m3, q's scale in it
+  const void* q_TIJ = nullptr;  // [T, I, 128] bf16 or e4m3, 16-byte aligned
+  const void* k_SJ = nullptr;   // [S, 128] the same type, 16-byte aligned
+  // [T, I] fp32, 16-byte aligned, with I^-0.5 J^-0.5 and, for e4m3, the scale of q's head in it.
+  const float* w_TI = nullptr;
   const float* k_scale_S = nullptr;      // [S] fp32 > 0, e4m3 only
   const int32_t* key_begin_T = nullptr;  // [T]; null: 0
   const int32_t* key_end_T = nullptr;    // [T], exclusive; null: S. Windows are clipped to [0, S)
@@ -38,11 +39,11 @@ struct IndexerScoresPlan {
   int rows_per_tile = 0;  // query rows that share one tile of keys
 };
 
-IndexerScoresPlan PlanIndexerScores(IndexerDtype dtype, int num_rows, int num_keys, int num_heads, int num_sms);
+IndexerScoresPlan PlanIndexerScores(IndexerDtype dtype, int num_rows, int num_keys, int num_heads,
+                                    int num_sms);
 
 // Enqueues one kernel.
-cudaError_t LaunchIndexerScores(IndexerDtype dtype, const IndexerScoresArgs& args, cudaStream_t stream);
+cudaError_t LaunchIndexerScores(IndexerDtype dtype, const IndexerScoresArgs& args,
+                                cudaStream_t stream);
 
 }  // namespace baleen
-
-#endif  // BALEEN_KERNELS_OPS_INDEXER_SCORES_CUDA_H_

@@ -14,30 +14,31 @@ namespace baleen {
 
 // How the rows of dkv find each other.
 enum class ScatterOrder {
-  // Each (query, key) contribution is stored once, sorted by key, and a second pass adds the rows of
-  // a key in the order of the queries: bitwise reproducible. Needs the large workspace.
+  // Each (query, key) row is stored once, sorted by key, and a second pass adds the rows of a key
+  // in
+  // the order of the queries: bitwise reproducible, the default. Needs the large workspace.
   kFixed,
-  // fp32 reductions in memory, in whatever order they arrive.
+  // fp32 reductions in memory in the order of their arrival: the last bits vary from run to run.
   kArrival,
 };
 
 struct SparseAttentionBackwardArgs {
-  // Inputs. bf16 are given as uint16_t-sized storage (__nv_bfloat16).
-  const void* q_THC = nullptr;       // bf16
-  const void* kv_SC = nullptr;       // bf16
-  const void* o_THV = nullptr;       // bf16, the forward's output
-  const void* do_THV = nullptr;      // bf16
-  const float* lse_TH = nullptr;     // natural log; +inf or -inf marks a row without keys: P = 0
-  const int32_t* ids_TK = nullptr;   // ascending or not, distinct in a row; -1 only at a row's end
+  // Inputs.
+  const void* q_THC = nullptr;      // bf16
+  const void* kv_SC = nullptr;      // bf16
+  const void* o_THV = nullptr;      // bf16, the forward's output
+  const void* do_THV = nullptr;     // bf16
+  const float* lse_TH = nullptr;    // natural log; +inf or -inf marks a row without keys: P = 0
+  const int32_t* ids_TK = nullptr;  // ascending or not, distinct in a row; -1 only at a row's end
   // Outputs.
-  void* dq_THC = nullptr;            // bf16, overwritten
-  float* dkv_SC = nullptr;           // fp32, added to
-  float* target_TK = nullptr;        // fp32, overwritten: sum over H of P, 0 where ids = -1
-  int num_tokens = 0;                // T
-  int num_keys = 0;                  // S
-  int num_heads = 0;                 // 1..64 (padded to 64 rows) or a multiple of 64
-  int num_selected = 0;              // K, a multiple of 64, at most 2048
-  float scale = 0;                   // of the scores, YaRN's factor included
+  void* dq_THC = nullptr;      // bf16, overwritten
+  float* dkv_SC = nullptr;     // fp32, added to
+  float* target_TK = nullptr;  // fp32, overwritten: sum over H of P (as bf16), 0 at -1
+  int num_tokens = 0;          // T
+  int num_keys = 0;            // S
+  int num_heads = 0;           // 1..64 (padded to 64 rows) or 128
+  int num_selected = 0;        // K, a multiple of 64, at most 2048
+  float scale = 0;             // of the scores, YaRN's factor included
 };
 
 // Bytes of workspace for the fixed order with `chunk` query rows at a time, or for arrival order

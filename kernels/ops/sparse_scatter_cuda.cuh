@@ -1,15 +1,18 @@
-// Scatter-add of selected rows in a fixed order: dkv[ids[t, k]] += row(t, k), summed over t ascending.
+// Scatter-add of selected rows in a fixed order: dkv[ids[t, k]] += row(t, k), summed over t
+// ascending.
 //
-// For a chunk of queries a bit mask per key tells which of them chose it. Its running popcount gives
-// each (t, k) a place in a workspace sorted by key, where the producer of row(t, k) stores it; the
-// rows of a key then lie side by side and one pass adds them in the order of t. Where a key's run
-// starts is decided by an atomic and may differ between calls; no sum depends on it.
+// For a chunk of queries a bit mask per key tells which of them chose it. Its running popcount
+// gives each (t, k) a place in a workspace sorted by key, where the producer of row(t, k) stores
+// it; the rows of a key then lie side by side and one pass adds them in the order of t. Where a
+// key's run starts is decided by an atomic and may differ between calls; no sum depends on it.
 //   masks_WS, ranks_WS: W = ceil(chunk / 32) words a key;  starts_S, counts_S.
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
+
+#include "kernels/cuda/warp.cuh"
 
 namespace baleen::cuda {
 
@@ -18,7 +21,7 @@ struct ScatterIndex {
   int32_t* ranks_WS;   // how many queries before word w chose key s
   int32_t* starts_S;   // first row of key s in the sorted workspace
   int32_t* counts_S;
-  int32_t* cursor;     // rows handed out so far
+  int32_t* cursor;  // rows handed out so far
   int num_keys;
 };
 
@@ -48,7 +51,7 @@ __global__ void RankSelectedKernel(ScatterIndex index, int num_words) {
     for (int w = 0; w < num_words; ++w) {
       const size_t word = size_t(w) * index.num_keys + s;
       index.ranks_WS[word] = count;
-      count += __popc(index.masks_WS[word]);
+      count += __popc(__ldg(&index.masks_WS[word]));  // constant here: loads run ahead of stores
     }
   }
   // One atomic a warp: inclusive scan of the counts over the lanes.
@@ -69,8 +72,8 @@ __global__ void RankSelectedKernel(ScatterIndex index, int num_words) {
 
 // dkv[s] += the rows of key s, each place holding `rows_per_place` bf16 rows of kColumns. A row is
 // stored in 16-byte pieces: piece x holds columns 32 (x / 4) + 2 (x % 4) + {0, 1} + 8 {0, 1, 2, 3},
-// the way the accumulators of the matrix unit lie. kSplit groups of threads take every kSplit-th row
-// and are added in order.
+// the way the accumulators of the matrix unit lie. kSplit groups of threads take every kSplit-th
+// row and are added in order.
 template <int kColumns, int kSplit>
 __global__ void __launch_bounds__(kColumns / 8 * kSplit)
     SumSortedRowsKernel(ScatterIndex index, const uint4* rows, int rows_per_place, float* dkv_SC) {
@@ -88,8 +91,8 @@ __global__ void __launch_bounds__(kColumns / 8 * kSplit)
       const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        sum[2 * j] += __uint_as_float(words[j] << 16);
-        sum[2 * j + 1] += __uint_as_float(words[j] & 0xFFFF0000u);
+        sum[2 * j] += LowBf16(words[j]);
+        sum[2 * j + 1] += HighBf16(words[j]);
       }
     };
     int row = split;
@@ -125,8 +128,8 @@ __global__ void __launch_bounds__(kColumns / 8 * kSplit)
   }
 }
 
-// dkv += scratch, whose rows lie in groups of 16 columns permuted so that float 4 q + {0, 1, 2, 3} of
-// group g holds columns 16 g + 2 q + {0, 1, 8, 9}.
+// dkv += scratch, whose rows lie in groups of 16 columns permuted so that float 4 q + {0, 1, 2, 3}
+// of group g holds columns 16 g + 2 q + {0, 1, 8, 9}.
 template <int kColumns>
 __global__ void AddPermutedKernel(const float4* scratch, float* dkv_SC, size_t num_pieces) {
   const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;

@@ -1,29 +1,34 @@
-// Exact top-k with the lowest index winning ties: sample, one streaming read, select in shared memory.
+// Exact top-k, the lowest index winning ties: sample, one streaming read, select in shared memory.
 //
-// Roofline: a row of n fp32 scores must be read once: 4n bytes, 0.175 us at n = 128K and 3 TB/s. Radix selection over
-// global memory reads it three to five times; here it is read once, plus 1/32 for a sample.
+// Roofline: a row of n fp32 scores must be read once: 4n bytes, 0.175 us at n = 128K and 3 TB/s.
+// Radix selection over global memory reads it three to five times; here it is read once, plus 1/32
+// for a sample.
 //
-// One block of 512 threads owns one row, two or three blocks share an SM, so that one row's short shared-memory phases
-// hide behind the streaming of another. In a block:
-//   1. Sample: 1K-4K scores in 64-byte pieces, evenly spaced. Their exact order statistic gives `floor`, a score that
-//      about 1.2K to 1.8K of the whole row exceed (rank chosen several standard deviations off both bad sides).
-//   2. Stream: every thread reads four float4 at a time. Scores above `floor` are appended as (key, index) to a
-//      candidate list in shared memory (a warp scan and one shared atomic per warp and 512 scores); scores equal to
-//      `floor` only set a bit in `ties`, one bit per position, so that a plateau of equal scores cannot overflow.
-//   3. Select: radix selection with 11-bit digits among the candidates, digits counted from the candidates' own minimum
-//      and cut to their range, so two rounds nearly always end it.
-//   4. Emit: winners set their bit in `taken`, scores equal to the threshold in `ties`; a block scan over the words of
-//      both bitmaps keeps the lowest-index ties and gives every winner its place: ascending ids, no sort.
-// The sample decides only how much work is done, never the result. If it misleads (fewer than k found, or the list
-// overflows) the row falls back to radix selection over global memory: 5 reads, same result. Lists are filled in an
-// order that depends on timing, but only sets leave a phase, so the output bits do not.
+// One block of 512 threads owns one row, two or three blocks share an SM, so that one row's short
+// shared-memory phases hide behind the streaming of another. In a block:
+//   1. Sample: 1K-4K scores in 64-byte pieces, evenly spaced. Their exact order statistic gives
+//      `floor`, a score that about 1.2 k to 1.8 k of the whole row exceed (its rank is chosen
+//      several standard deviations off both bad sides).
+//   2. Stream: every thread reads four float4 at a time. Scores above `floor` are appended as
+//      (key, index) to a candidate list in shared memory (a warp scan and one shared atomic per
+//      warp and 512 scores); scores equal to `floor` only set a bit in `ties`, one bit per
+//      position, so that a plateau of equal scores cannot overflow.
+//   3. Select: radix selection with 11-bit digits among the candidates, digits counted from the
+//      candidates' own minimum and cut to their range, so two rounds nearly always end it.
+//   4. Emit: winners set their bit in `taken`, scores equal to the threshold in `ties`; a block
+//      scan over the words of both bitmaps keeps the lowest-index ties and gives every winner its
+//      place: ascending ids, no sort.
+// The sample decides only how much work is done, never the result. If it misleads (fewer than k
+// found, or the list overflows) the row falls back to radix selection over global memory: 5 reads,
+// same result. Lists are filled in an order that depends on timing, but only sets leave a phase,
+// so the output bits do not.
 //
-// Scores are compared as unsigned keys: the usual order-preserving image of the float's bits, with -0.0 mapped to +0.0.
-// Key 0 belongs to no number and stands for "no score here".
-#include "kernels/ops/topk_select_cuda.h"
-
+// Scores are compared as unsigned keys: the usual order-preserving image of the float's bits, with
+// -0.0 mapped to +0.0. Key 0 belongs to no number and stands for "no score here".
 #include <algorithm>
 #include <climits>
+
+#include "kernels/ops/topk_select_cuda.h"
 
 namespace baleen {
 namespace {
@@ -54,11 +59,12 @@ struct Shared {
 struct Window {
   const float* scores;  // of the row
   int begin, end;
-  int first;     // position of element 0 of vector 0; up to 3 below begin
+  int first;  // position of element 0 of vector 0; up to 3 below begin
   int num_vecs;
 };
 
-// The k highest are: every key >= cut, and the first `ties_taken` (by position) of the `ties` keys equal to cut - 1.
+// The k highest are: every key >= cut, and the first `ties_taken` (by position) of the `ties` keys
+// equal to cut - 1.
 struct Threshold {
   uint32_t cut;
   uint32_t ties_taken;
@@ -117,8 +123,9 @@ __device__ uint32_t BlockExclusiveScan(Shared& sh, uint32_t value, uint32_t* tot
   return before + inclusive - value;
 }
 
-// Finds, from the top, the bin of the histogram that holds the rank-th key (rank >= 1): sets sh.bin, sh.above (keys in
-// higher bins) and sh.in_bin. Leaves the histogram zero. The caller has a barrier after filling it.
+// Finds, from the top, the bin of the histogram that holds the rank-th key (rank >= 1): sets
+// sh.bin, sh.above (keys in higher bins) and sh.in_bin. Leaves the histogram zero. The caller has a
+// barrier after filling it.
 __device__ void FindBin(Shared& sh, uint32_t rank) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int first_bin = kBins - 4 - 4 * static_cast<int>(threadIdx.x);
@@ -129,7 +136,8 @@ __device__ void FindBin(Shared& sh, uint32_t rank) {
   const uint32_t inclusive = WarpInclusiveScan(sum);
   if (lane == 31) sh.warp_values[0][warp] = inclusive;
   __syncthreads();
-  uint32_t above = __reduce_add_sync(kAllLanes, lane < warp ? sh.warp_values[0][lane] : 0) + inclusive - sum;
+  uint32_t above =
+      __reduce_add_sync(kAllLanes, lane < warp ? sh.warp_values[0][lane] : 0) + inclusive - sum;
   if (above < rank && rank <= above + sum) {
     const uint32_t from_top[4] = {count.w, count.z, count.y, count.x};
     int i = 0;
@@ -147,7 +155,8 @@ __device__ void FindBin(Shared& sh, uint32_t rank) {
   __syncthreads();
 }
 
-// Threshold of the rank highest among keys[0..n), 1 <= rank <= n. The histogram is zero before and after.
+// Threshold of the rank highest among keys[0..n), 1 <= rank <= n. The histogram is zero before and
+// after.
 __device__ Threshold SelectShared(Shared& sh, int n, uint32_t rank) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   uint32_t low = UINT_MAX, high = 0;
@@ -200,14 +209,17 @@ __device__ __forceinline__ void ForEachScore(const Window& w, Visit visit) {
   }
 }
 
-__device__ __forceinline__ void SetBit(uint32_t* bitmap, uint32_t i) { atomicOr(&bitmap[i >> 5], 1u << (i & 31)); }
+__device__ __forceinline__ void SetBit(uint32_t* bitmap, uint32_t i) {
+  atomicOr(&bitmap[i >> 5], 1u << (i & 31));
+}
 
-// The key that the rank-th of an evenly spaced sample has; rank is chosen so that clearly more than topk, and clearly
-// fewer than kMaxCandidates, of the window exceed it.
+// The key that the rank-th of an evenly spaced sample has; rank is chosen so that clearly more than
+// topk, and clearly fewer than kMaxCandidates, of the window exceed it.
 __device__ uint32_t SampleFloor(Shared& sh, const Window& w, int topk) {
   const int n = w.end - w.begin;
   const int samples = min(4096, max(1024, (n / 16) & ~(4 * kThreads - 1)));
-  const int pieces = samples / 16, pieces_in_row = (w.num_vecs - 2) / 4;  // the outermost vectors may be partial
+  const int pieces = samples / 16,
+            pieces_in_row = (w.num_vecs - 2) / 4;  // the outermost vectors may be partial
   for (int s = threadIdx.x; s < samples / 4; s += kThreads) {
     const int v = 1 + (s / 4) * pieces_in_row / pieces * 4 + s % 4;
     const uint4 x = __ldg(reinterpret_cast<const uint4*>(w.scores + w.first + 4 * v));
@@ -216,17 +228,19 @@ __device__ uint32_t SampleFloor(Shared& sh, const Window& w, int topk) {
     sh.keys[4 * s + 2] = OrderedKey(x.z);
     sh.keys[4 * s + 3] = OrderedKey(x.w);
   }
-  // `expected` of the sample are winners, give or take sqrt(expected): aim eight deviations higher, but not above the
-  // geometric middle between topk and the room for candidates.
+  // `expected` of the sample are winners, give or take sqrt(expected): aim eight deviations higher,
+  // but not above the geometric middle between topk and the room for candidates.
   const float expected = static_cast<float>(topk) * samples / n;
-  const float wanted = min(topk * (1.0f + 8.0f * rsqrtf(expected)), sqrtf(static_cast<float>(topk) * kMaxCandidates));
+  const float wanted = min(topk * (1.0f + 8.0f * rsqrtf(expected)),
+                           sqrtf(static_cast<float>(topk) * kMaxCandidates));
   const int rank = min(samples, static_cast<int>(wanted * samples / n) + 1);
   __syncthreads();
   const Threshold t = SelectShared(sh, samples, rank);
   return t.ties_taken > 0 ? t.cut - 1 : t.cut;
 }
 
-// One read of the window: keys above floor go to the candidates, keys equal to it to the bitmap of ties.
+// One read of the window: keys above floor go to the candidates, keys equal to it to the bitmap of
+// ties.
 __device__ void CollectCandidates(Shared& sh, const Window& w, uint32_t floor, uint32_t* ties) {
   const int lane = threadIdx.x & 31;
   uint32_t nan_bits = 0, floor_ties = 0;
@@ -235,7 +249,8 @@ __device__ void CollectCandidates(Shared& sh, const Window& w, uint32_t floor, u
     unsigned valid[kVecsPerThread];
     uint4 x[kVecsPerThread];
 #pragma unroll
-    for (int i = 0; i < kVecsPerThread; ++i) x[i] = LoadVec(w, v0 + i * kThreads + threadIdx.x, &valid[i]);
+    for (int i = 0; i < kVecsPerThread; ++i)
+      x[i] = LoadVec(w, v0 + i * kThreads + threadIdx.x, &valid[i]);
     unsigned above = 0, equal = 0;
 #pragma unroll
     for (int i = 0; i < kVecsPerThread; ++i) {
@@ -280,7 +295,8 @@ __device__ void CollectCandidates(Shared& sh, const Window& w, uint32_t floor, u
   __syncthreads();
 }
 
-// Radix selection over global memory; for windows that the sample misjudged. The histogram is zero before and after.
+// Radix selection over global memory; for windows that the sample misjudged. The histogram is zero
+// before and after.
 __device__ Threshold SelectGlobal(Shared& sh, const Window& w, uint32_t rank) {
   uint32_t low = 0, last = UINT_MAX;
   int shift = 32 - kDigitBits;
@@ -301,11 +317,22 @@ __device__ Threshold SelectGlobal(Shared& sh, const Window& w, uint32_t rank) {
   }
 }
 
-// Turns the bitmaps into ids: all of `taken`, and the first ties_taken of `ties`. Fills the row up with -1.
-__device__ void EmitIds(Shared& sh, uint32_t* taken, const uint32_t* ties, int words, uint32_t ties_taken, int first,
-                        int topk, int32_t* ids) {
+// One id of a row and, if asked for, its score.
+__device__ __forceinline__ void WriteChosen(const TopkSelectArgs& args, int row,
+                                            const float* scores, int slot, int id) {
+  const int64_t place = static_cast<int64_t>(row) * args.topk + slot;
+  args.ids_TK[place] = id;
+  if (args.chosen_scores_TK != nullptr)
+    args.chosen_scores_TK[place] = id >= 0 ? __ldg(scores + id) : 0.0f;
+}
+
+// Turns the bitmaps into ids: all of `taken`, and the first ties_taken of `ties`. Fills the row up
+// with -1.
+__device__ void EmitIds(Shared& sh, uint32_t* taken, const uint32_t* ties, int words,
+                        uint32_t ties_taken, const TopkSelectArgs& args, int row, const Window& w) {
   const int per_thread = (words + kThreads - 1) / kThreads;
-  const int from = min(words, per_thread * static_cast<int>(threadIdx.x)), to = min(words, from + per_thread);
+  const int from = min(words, per_thread * static_cast<int>(threadIdx.x)),
+            to = min(words, from + per_thread);
   uint32_t total;
   if (ties_taken > 0) {
     uint32_t count = 0;
@@ -330,10 +357,13 @@ __device__ void EmitIds(Shared& sh, uint32_t* taken, const uint32_t* ties, int w
   for (int i = from; i < to; ++i) count += __popc(taken[i]);
   uint32_t place = BlockExclusiveScan(sh, count, &total);
   for (int i = from; i < to; ++i) {
-    for (uint32_t word = taken[i]; word != 0; word &= word - 1) sh.hist[place++] = first + 32 * i + __ffs(word) - 1;
+    for (uint32_t word = taken[i]; word != 0; word &= word - 1)
+      sh.hist[place++] = w.first + 32 * i + __ffs(word) - 1;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < topk; i += kThreads) ids[i] = i < total ? static_cast<int32_t>(sh.hist[i]) : -1;
+  for (int i = threadIdx.x; i < args.topk; i += kThreads) {
+    WriteChosen(args, row, w.scores, i, i < total ? static_cast<int>(sh.hist[i]) : -1);
+  }
 }
 
 __device__ void ZeroWords(uint32_t* words, int n) {
@@ -341,13 +371,15 @@ __device__ void ZeroWords(uint32_t* words, int n) {
 }
 
 // A window of at most topk keys is its own answer.
-__device__ void EmitWholeWindow(Shared& sh, const Window& w, int topk, int32_t* ids) {
+__device__ void EmitWholeWindow(Shared& sh, const Window& w, const TopkSelectArgs& args, int row) {
   for (int i = w.begin + threadIdx.x; i < w.end; i += kThreads) {
     if (IsNan(__float_as_uint(w.scores[i]))) sh.has_nan = 1;
   }
   __syncthreads();
   const bool valid = sh.has_nan == 0;
-  for (int i = threadIdx.x; i < topk; i += kThreads) ids[i] = valid && i < w.end - w.begin ? w.begin + i : -1;
+  for (int i = threadIdx.x; i < args.topk; i += kThreads) {
+    WriteChosen(args, row, w.scores, i, valid && i < w.end - w.begin ? w.begin + i : -1);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads, 2) TopkSelectKernel(const TopkSelectArgs args) {
@@ -360,19 +392,19 @@ __global__ void __launch_bounds__(kThreads, 2) TopkSelectKernel(const TopkSelect
   w.begin = args.key_begin_T != nullptr ? max(0, args.key_begin_T[row]) : 0;
   w.end = args.key_end_T != nullptr ? min(args.num_keys, args.key_end_T[row]) : args.num_keys;
   w.end = max(w.begin, w.end);
-  w.first = w.begin - static_cast<int>(reinterpret_cast<uintptr_t>(w.scores + w.begin) / sizeof(float) % 4);
+  w.first = w.begin -
+            static_cast<int>(reinterpret_cast<uintptr_t>(w.scores + w.begin) / sizeof(float) % 4);
   w.num_vecs = (w.end - w.first + 3) / 4;
   const int words = (w.num_vecs + 7) / 8;
   uint32_t* taken = sh.bitmaps;
   uint32_t* ties = sh.bitmaps + words;
-  int32_t* ids = args.ids_TK + static_cast<int64_t>(row) * args.topk;
   const int n = w.end - w.begin;
 
   if (threadIdx.x == 0) sh.num_candidates = sh.num_floor_ties = sh.has_nan = 0;
   Threshold threshold = {0, 0, 0};
   if (n <= args.topk) {
     __syncthreads();
-    EmitWholeWindow(sh, w, args.topk, ids);
+    EmitWholeWindow(sh, w, args, row);
   } else {
     ZeroWords(sh.hist, kBins);
     ZeroWords(sh.bitmaps, 2 * words);
@@ -412,7 +444,7 @@ __global__ void __launch_bounds__(kThreads, 2) TopkSelectKernel(const TopkSelect
       });
     }
     __syncthreads();
-    EmitIds(sh, taken, ties, words, threshold.ties_taken, w.first, args.topk, ids);
+    EmitIds(sh, taken, ties, words, threshold.ties_taken, args, row, w);
   }
   if (threadIdx.x == 0) {
     if (args.ties_cut_T != nullptr) args.ties_cut_T[row] = threshold.ties - threshold.ties_taken;
@@ -423,24 +455,27 @@ __global__ void __launch_bounds__(kThreads, 2) TopkSelectKernel(const TopkSelect
 }  // namespace
 
 TopkSelectPlan PlanTopkSelect(int num_rows, int num_keys) {
-  // A window may start 3 elements past its first vector, so one word more than num_keys / 32 rounded up.
+  // A window may start 3 elements past its first vector, so one word more than num_keys / 32
+  // rounded up.
   const int words = (num_keys + 3 + 31) / 32 + 1;
   TopkSelectPlan plan;
   plan.num_blocks = num_rows;
   plan.threads = kThreads;
-  plan.shared_bytes = static_cast<int>(sizeof(Shared)) + 2 * words * static_cast<int>(sizeof(uint32_t));
+  plan.shared_bytes =
+      static_cast<int>(sizeof(Shared)) + 2 * words * static_cast<int>(sizeof(uint32_t));
   return plan;
 }
 
 cudaError_t LaunchTopkSelect(const TopkSelectArgs& args, cudaStream_t stream) {
   if (args.num_rows == 0) return cudaSuccess;
-  if (args.num_rows < 0 || args.num_keys < 0 || args.num_keys > kTopkSelectMaxKeys || args.topk < 1 ||
-      args.topk > kTopkSelectMaxK || args.score_stride < args.num_keys || args.ids_TK == nullptr) {
+  if (args.num_rows < 0 || args.num_keys < 0 || args.num_keys > kTopkSelectMaxKeys ||
+      args.topk < 1 || args.topk > kTopkSelectMaxK || args.score_stride < args.num_keys ||
+      args.ids_TK == nullptr) {
     return cudaErrorInvalidValue;
   }
   const TopkSelectPlan plan = PlanTopkSelect(args.num_rows, args.num_keys);
-  cudaError_t error =
-      cudaFuncSetAttribute(TopkSelectKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+  cudaError_t error = cudaFuncSetAttribute(
+      TopkSelectKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
   if (error != cudaSuccess) return error;
   TopkSelectKernel<<<plan.num_blocks, plan.threads, plan.shared_bytes, stream>>>(args);
   return cudaGetLastError();

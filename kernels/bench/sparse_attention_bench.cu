@@ -1,0 +1,344 @@
+// Bench of the sparse attention kernels: every version is checked against the double reference on
+// small odd shapes (fresh random inputs, -1 padding, short and empty rows, poisoned outputs), then
+// timed. FLOPs are counted 2 T H K (576 + 512) forward and 2 T H K (3 * 576 + 2 * 512) backward.
+//
+//   sparse_attention_bench [--check] [--quick] [--heads=H] [--keys=S] [--only=forward]
+//   [--json=PATH]
+#include <cstring>
+
+#include "kernels/bench/harness.cuh"
+#include "kernels/bench/sparse_attention_reference.h"
+#include "kernels/ops/sparse_attention_backward_cuda.h"
+#include "kernels/ops/sparse_attention_forward_cuda.h"
+
+namespace baleen::bench {
+namespace {
+
+constexpr float kScale = 0.1352337788608801f;
+constexpr int kC = kLatentAndRope, kV = kLatent;
+constexpr double kForwardFlopsPerPair = 2.0 * (kC + kV);
+constexpr double kBackwardFlopsPerPair = 2.0 * (3 * kC + 2 * kV);
+
+struct Case {
+  int tokens, heads, keys, selected, chunk;
+};
+
+const char* Name(ScatterOrder order) { return order == ScatterOrder::kFixed ? "fixed" : "arrival"; }
+
+// Rows of all kinds: full, one key, empty, half; ascending, padded with -1 at the end.
+std::vector<int32_t> MixedIds(const Case& c, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<int32_t> ids(size_t(c.tokens) * c.selected, -1);
+  for (int t = 0; t < c.tokens; ++t) {
+    const int most = std::min(c.selected, c.keys);
+    const int count = t % 4 == 0 ? most : t % 4 == 1 ? t % 2 : t % 8 == 2 ? 0 : most / 2 + t % 3;
+    std::vector<uint64_t> bits((c.keys + 63) / 64);
+    std::vector<int> picks;
+    MarkDistinct(random, c.keys, std::min(count, most), bits);
+    AppendMarked(bits, picks);
+    std::copy(picks.begin(), picks.end(), ids.begin() + size_t(t) * c.selected);
+  }
+  return ids;
+}
+
+std::vector<float> ToFloat(const std::vector<double>& values) {
+  return std::vector<float>(values.begin(), values.end());
+}
+std::vector<__nv_bfloat16> ToBf16(const std::vector<double>& values) {
+  std::vector<__nv_bfloat16> out(values.size());
+  for (size_t i = 0; i < values.size(); ++i)
+    out[i] = __float2bfloat16(static_cast<float>(values[i]));
+  return out;
+}
+std::vector<double> RandomBf16(size_t count, double scale, uint64_t seed) {
+  std::vector<double> out(count);
+  for (size_t i = 0; i < count; ++i) {
+    out[i] = __bfloat162float(__float2bfloat16(static_cast<float>(scale * NormalAt(seed, i))));
+  }
+  return out;
+}
+
+// Everything one backward call needs on the device.
+struct BackwardBuffers {
+  BackwardBuffers(int tokens, int heads, int keys, int selected)
+      : q(size_t(tokens) * heads * kC),
+        kv(size_t(keys) * kC),
+        o(size_t(tokens) * heads * kV),
+        d_o(size_t(tokens) * heads * kV),
+        dq(q.size()),
+        lse(size_t(tokens) * heads),
+        dkv(kv.size()),
+        target(size_t(tokens) * selected),
+        ids(size_t(tokens) * selected) {
+    args.q_THC = q.get();
+    args.kv_SC = kv.get();
+    args.o_THV = o.get();
+    args.do_THV = d_o.get();
+    args.lse_TH = lse.get();
+    args.ids_TK = ids.get();
+    args.dq_THC = dq.get();
+    args.dkv_SC = dkv.get();
+    args.target_TK = target.get();
+    args.num_tokens = tokens;
+    args.num_keys = keys;
+    args.num_heads = heads;
+    args.num_selected = selected;
+    args.scale = kScale;
+  }
+  DeviceBuffer<__nv_bfloat16> q, kv, o, d_o, dq;
+  DeviceBuffer<float> lse, dkv, target;
+  DeviceBuffer<int32_t> ids;
+  SparseAttentionBackwardArgs args;
+};
+
+SparseAttentionProblem RandomProblem(const Case& c, uint64_t seed) {
+  SparseAttentionProblem p = {c.tokens, c.heads, c.keys, c.selected, kScale, {}, {}, {}, {}};
+  p.q_THC = RandomBf16(size_t(c.tokens) * c.heads * kC, 1, seed);
+  p.kv_SC = RandomBf16(size_t(c.keys) * kC, 1, seed + 1);
+  p.do_THV = RandomBf16(size_t(c.tokens) * c.heads * kV, 1, seed + 2);
+  p.ids_TK = MixedIds(c, seed + 3);
+  return p;
+}
+
+SparseAttentionForwardArgs ForwardArgs(const BackwardBuffers& b) {
+  SparseAttentionForwardArgs args;
+  args.q_THC = b.q.get();
+  args.kv_SC = b.kv.get();
+  args.ids_TK = b.ids.get();
+  args.o_THV = b.o.get();
+  args.lse_TH = b.lse.get();
+  args.num_tokens = b.args.num_tokens;
+  args.num_heads = b.args.num_heads;
+  args.num_selected = b.args.num_selected;
+  args.scale = kScale;
+  return args;
+}
+
+bool CheckForward(const Case& c, uint64_t seed) {
+  const SparseAttentionProblem p = RandomProblem(c, seed);
+  const SparseAttentionForwardResult expected = ReferenceForward(p);
+  BackwardBuffers b(c.tokens, c.heads, c.keys, c.selected);
+  b.q.Upload(ToBf16(p.q_THC));
+  b.kv.Upload(ToBf16(p.kv_SC));
+  b.ids.Upload(p.ids_TK);
+  bool good = true;
+  std::vector<__nv_bfloat16> first;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    b.o.Poison();
+    b.lse.Poison();
+    Check(LaunchSparseAttentionForward(ForwardArgs(b), nullptr), "forward");
+    CheckLaunch("forward");
+    const std::vector<__nv_bfloat16> o = b.o.Download();
+    const std::vector<float> lse = b.lse.Download();
+    const double o_error = RelativeError(ToDouble(o), expected.o_THV);
+    double lse_error = 0;  // empty rows must be -inf exactly
+    for (size_t i = 0; i < lse.size(); ++i) {
+      const double difference = std::isinf(expected.lse_TH[i])
+                                    ? (lse[i] == expected.lse_TH[i] ? 0.0 : 1e9)
+                                    : std::abs(lse[i] - expected.lse_TH[i]);
+      lse_error = difference <= lse_error ? lse_error : difference;
+    }
+    if (repeat == 0) first = o;
+    const bool same = std::memcmp(o.data(), first.data(), o.size() * 2) == 0;
+    const bool pass = o_error < 8e-3 && lse_error < 1e-3 && same;
+    if (repeat == 0 || !pass) {
+      std::printf("check forward T %3d H %3d S %4d K %4d: o %.2e lse %.2e %s%s\n", c.tokens,
+                  c.heads, c.keys, c.selected, o_error, lse_error, pass ? "ok" : "FAILED",
+                  same ? "" : " (not reproducible)");
+    }
+    good = good && pass;
+  }
+  return good;
+}
+
+bool CheckBackward(const Case& c, uint64_t seed) {
+  const SparseAttentionProblem p = RandomProblem(c, seed);
+  SparseAttentionForwardResult forward = ReferenceForward(p);
+  for (double& value : forward.o_THV) value = __bfloat162float(__float2bfloat16(float(value)));
+  const SparseAttentionGradients expected = ReferenceBackward(p, forward);
+
+  BackwardBuffers b(c.tokens, c.heads, c.keys, c.selected);
+  b.q.Upload(ToBf16(p.q_THC));
+  b.kv.Upload(ToBf16(p.kv_SC));
+  b.o.Upload(ToBf16(forward.o_THV));
+  b.d_o.Upload(ToBf16(p.do_THV));
+  b.lse.Upload(ToFloat(forward.lse_TH));
+  b.ids.Upload(p.ids_TK);
+  bool good = true;
+  for (ScatterOrder order : {ScatterOrder::kFixed, ScatterOrder::kArrival}) {
+    DeviceBuffer<uint8_t> workspace(SparseAttentionBackwardWorkspace(b.args, order, c.chunk));
+    std::vector<float> first_dkv;
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      workspace.Poison();
+      b.dq.Poison();
+      b.target.Poison();
+      const std::vector<double> before = RandomBf16(p.kv_SC.size(), 1, seed + 4);
+      b.dkv.Upload(ToFloat(before));
+      Check(LaunchSparseAttentionBackward(b.args, order, c.chunk, workspace.get(), nullptr),
+            "backward");
+      CheckLaunch("backward");
+      const std::vector<float> dkv = b.dkv.Download();
+      std::vector<double> added = ToDouble(dkv);
+      for (size_t i = 0; i < added.size(); ++i) added[i] -= before[i];
+      const double dq_error = RelativeError(ToDouble(b.dq.Download()), expected.dq_THC);
+      const double dkv_error = RelativeError(added, expected.dkv_SC);
+      const double target_error = RelativeError(ToDouble(b.target.Download()), expected.target_TK);
+      const bool same = repeat == 0 || order == ScatterOrder::kArrival ||
+                        std::memcmp(dkv.data(), first_dkv.data(), dkv.size() * 4) == 0;
+      if (repeat == 0) first_dkv = dkv;
+      const bool pass = dq_error < 8e-3 && dkv_error < 8e-3 && target_error < 3e-3 && same;
+      if (repeat == 0 || !pass) {
+        std::printf(
+            "check backward %-7s T %3d H %3d S %4d K %4d chunk %3d: dq %.2e dkv %.2e "
+            "target %.2e %s%s\n",
+            Name(order), c.tokens, c.heads, c.keys, c.selected, c.chunk, dq_error, dkv_error,
+            target_error, pass ? "ok" : "FAILED", same ? "" : " (not reproducible)");
+      }
+      good = good && pass;
+    }
+  }
+  return good;
+}
+
+void TimeForward(Timer& timer, const Case& c, IdPattern pattern, double gemm_tflops, int repeats,
+                 Report& report) {
+  BackwardBuffers b(c.tokens, c.heads, c.keys, c.selected);
+  FillNormal(b.q, 1, 11);
+  FillNormal(b.kv, 1, 12);
+  b.ids.Upload(MakeIds(pattern, c.tokens, c.keys, c.selected, 15));
+  const double ms = timer.MedianMs(
+      [&] { Check(LaunchSparseAttentionForward(ForwardArgs(b), nullptr), "forward"); }, repeats);
+  const double pairs = double(c.tokens) * c.heads * c.selected;
+  const double tflops = pairs * kForwardFlopsPerPair / (ms * 1e9);
+  report.Add({{"kernel", "sparse_fwd"},
+              {"heads", std::to_string(c.heads)},
+              {"queries", std::to_string(c.tokens)},
+              {"keys", std::to_string(c.keys)},
+              {"ids", Name(pattern)},
+              {"ms", Number(ms, 3)},
+              {"TF", Number(tflops)},
+              {"% GEMM", Number(100 * tflops / gemm_tflops)},
+              {"gather TB/s", Number(pairs / std::min(c.heads, 64) * kC * 2 / (ms * 1e9), 2)}});
+}
+
+// Random data at full size; the statistics need not belong to the data, the work is the same.
+void TimeBackward(Timer& timer, const Case& c, IdPattern pattern, double gemm_tflops, int repeats,
+                  Report& report) {
+  BackwardBuffers b(c.tokens, c.heads, c.keys, c.selected);
+  FillNormal(b.q, 1, 11);
+  FillNormal(b.kv, 1, 12);
+  FillNormal(b.o, 0.1f, 13);
+  FillNormal(b.d_o, 1, 14);
+  b.lse.Upload(std::vector<float>(b.lse.size(), 12.7f));
+  b.ids.Upload(MakeIds(pattern, c.tokens, c.keys, c.selected, 15));
+  const int chunk = SparseAttentionBackwardChunk(b.args, 132, size_t{2600} << 20);
+  std::vector<float> results[2];
+  for (ScatterOrder order : {ScatterOrder::kFixed, ScatterOrder::kArrival}) {
+    DeviceBuffer<uint8_t> workspace(SparseAttentionBackwardWorkspace(b.args, order, chunk));
+    const auto work = [&] {
+      Check(LaunchSparseAttentionBackward(b.args, order, chunk, workspace.get(), nullptr),
+            "backward");
+    };
+    std::vector<float> again;
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      b.dkv.Zero();
+      work();
+      CheckLaunch("backward");
+      (repeat == 0 ? results[int(order)] : again) = b.dkv.Download();
+    }
+    const bool same =
+        std::memcmp(again.data(), results[int(order)].data(), again.size() * sizeof(float)) == 0;
+    const double ms = timer.MedianMs(work, repeats);
+    const double pairs = double(c.tokens) * c.heads * c.selected;
+    const double tflops = pairs * kBackwardFlopsPerPair / (ms * 1e9);
+    report.Add({{"kernel", "sparse_bwd"},
+                {"order", Name(order)},
+                {"heads", std::to_string(c.heads)},
+                {"queries", std::to_string(c.tokens)},
+                {"keys", std::to_string(c.keys)},
+                {"ids", Name(pattern)},
+                {"ms", Number(ms, 3)},
+                {"TF", Number(tflops)},
+                {"% GEMM", Number(100 * tflops / gemm_tflops)},
+                {"same bits", same ? "yes" : "no"}});
+  }
+  const double difference = RelativeError(ToDouble(results[1]), ToDouble(results[0]));
+  if (!(difference < 5e-3)) std::printf("ORDERS DISAGREE: %.2e\n", difference);
+}
+
+struct Options {
+  bool check = false, quick = false;
+  int heads = 0, keys = 0;  // time only these; 0 = all
+  std::string which;        // "forward" or "backward"; empty = both
+  std::string json;
+};
+
+int Run(const Options& options) {
+  cudaDeviceProp device;
+  Check(cudaGetDeviceProperties(&device, 0), "device");
+  std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
+  if (options.check) {
+    bool good = true;
+    const uint64_t seed = std::random_device()();
+    std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+    for (const Case& c :
+         {Case{7, 64, 300, 128, 7}, Case{9, 128, 777, 192, 4}, Case{5, 16, 100, 64, 5},
+          Case{67, 32, 150, 128, 33}, Case{24, 64, 2300, 2048, 24}, Case{6, 1, 70, 128, 2},
+          Case{12, 128, 2048, 2048, 5}}) {
+      good = CheckForward(c, seed + c.keys) && good;
+      good = CheckBackward(c, seed + c.tokens) && good;
+    }
+    if (!good) {
+      std::printf("CHECK FAILED\n");
+      return 1;
+    }
+  }
+  Timer timer;
+  Report report;
+  const double gemm = GemmTflops(timer);
+  std::printf("GEMM %.1f TF, copy %.2f TB/s\n", gemm, CopyTbs(timer));
+  const int repeats = options.quick ? 5 : 10;
+  const auto for_each_shape = [&](const std::function<void(const Case&, IdPattern)>& time) {
+    for (int heads : {64, 128}) {
+      for (int keys : {4096, 8192, 16384, 32768, 131072}) {
+        if (options.quick && keys != 8192 && keys != 32768) continue;
+        if (options.heads && heads != options.heads) continue;
+        if (options.keys && keys != options.keys) continue;
+        time({4096, heads, keys, 2048, 0}, IdPattern::kRandom);
+        if (keys >= 32768) time({4096, heads, keys, 2048, 0}, IdPattern::kNear);
+      }
+    }
+  };
+  if (options.which != "backward") {
+    for_each_shape([&](const Case& c, IdPattern pattern) {
+      TimeForward(timer, c, pattern, gemm, repeats, report);
+    });
+  }
+  if (options.which != "forward") {
+    for_each_shape([&](const Case& c, IdPattern pattern) {
+      TimeBackward(timer, c, pattern, gemm, repeats, report);
+    });
+  }
+  report.Print();
+  std::printf("GEMM again %.1f TF\n", GemmTflops(timer));
+  if (!options.json.empty()) report.WriteJson(options.json);
+  return 0;
+}
+
+}  // namespace
+}  // namespace baleen::bench
+
+int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  baleen::bench::Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (arg == "--check") options.check = true;
+    if (arg == "--quick") options.quick = true;
+    if (arg.rfind("--heads=", 0) == 0) options.heads = std::stoi(arg.substr(8));
+    if (arg.rfind("--keys=", 0) == 0) options.keys = std::stoi(arg.substr(7));
+    if (arg.rfind("--only=", 0) == 0) options.which = arg.substr(7);
+    if (arg.rfind("--json=", 0) == 0) options.json = arg.substr(7);
+  }
+  return baleen::bench::Run(options);
+}

@@ -1,0 +1,100 @@
+// Epilogue of the indexer scores: sum_j w_j relu(a_j) over the heads of each query, from half of a
+// tile's accumulator (64 keys x 128 columns = kQueries queries x heads; layout in wgmma_bf16.cuh),
+// and its store. fp32 throughout; its 128 operations a thread share the register file's ports with
+// the products that run beside them, and in fp8 that, not the tensor cores, sets the pace.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace baleen::indexer_scores {
+
+constexpr int kHalfColumns = 128;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// relu on one of two pipes: a maximum on the integer pipe (half rate), or x + |x| = 2 relu(x) on
+// the fp32 pipe, exact, with the 2 taken back from the weight. In fp8 half of the groups of 8
+// columns take the second way.
+template <bool kFp8>
+__device__ __forceinline__ constexpr bool AddRelu(int group) {
+  return kFp8 && group % 4 < 2;
+}
+template <bool kFp8>
+__device__ __forceinline__ float Relu(float x, int group) {
+  return AddRelu<kFp8>(group) ? x + fabsf(x) : fmaxf(x, 0.0f);
+}
+
+// Of the 4 lanes that share two rows (keys) of the accumulator, lane c = lane % 4 ends with one
+// row, KeyOffset beyond the first, and kKept queries of the half, numbers Query(i).
+template <bool kFp8, int kQueries>
+struct HeadSums {
+  static constexpr int kKept = kQueries / 2;
+  static constexpr int kGroups = kHalfColumns / 8 / kQueries;  // groups of 8 columns a query has
+  float w[2][32];
+
+  static __device__ int KeyOffset() { return threadIdx.x % 2 * 8; }
+  static __device__ int Query(int i) { return threadIdx.x % 4 / 2 * kKept + i; }
+
+  __device__ __forceinline__ void LoadWeights(const float* weights) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        const float2 pair = *reinterpret_cast<const float2*>(weights + h * kHalfColumns + 8 * j +
+                                                             threadIdx.x % 4 * 2);
+        const float share = AddRelu<kFp8>(j % kGroups) ? 0.5f : 1.0f;
+        w[h][2 * j] = share * pair.x;
+        w[h][2 * j + 1] = share * pair.y;
+      }
+    }
+  }
+
+  template <int kHalf>
+  __device__ __forceinline__ void Sum(const float (&d)[64], float (&kept)[kKept]) const {
+    float sums[2][kQueries] = {};
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+      for (int u = 0; u < kQueries; ++u) {
+        const int j = u * kGroups + g;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          sums[0][u] = fmaf(w[kHalf][2 * j + e], Relu<kFp8>(d[4 * j + e], g), sums[0][u]);
+          sums[1][u] = fmaf(w[kHalf][2 * j + e], Relu<kFp8>(d[4 * j + 2 + e], g), sums[1][u]);
+        }
+      }
+    }
+    const bool high = threadIdx.x & 2, odd = threadIdx.x & 1;
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) {
+      float half[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float keep = high ? sums[r][kKept + i] : sums[r][i];
+        const float send = high ? sums[r][i] : sums[r][kKept + i];
+        half[r] = keep + __shfl_xor_sync(kAllLanes, send, 2);
+      }
+      const float keep = odd ? half[1] : half[0], send = odd ? half[0] : half[1];
+      kept[i] = keep + __shfl_xor_sync(kAllLanes, send, 1);
+    }
+  }
+};
+
+// What a thread knows of one query of the current block.
+struct OutputRow {
+  float* scores;  // null past the last row
+  int begin, end;
+};
+
+template <int kKept>
+__device__ __forceinline__ void Store(const float (&sums)[kKept], const OutputRow (&rows)[kKept],
+                                      float scale, int key, int num_keys) {
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const bool inside = key >= rows[i].begin && key < rows[i].end;
+    if (rows[i].scores != nullptr && key < num_keys) {
+      __stcs(rows[i].scores + key, inside ? sums[i] * scale : -INFINITY);
+    }
+  }
+}
+
+}  // namespace baleen::indexer_scores

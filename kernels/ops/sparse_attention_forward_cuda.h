@@ -1,0 +1,29 @@
+// Forward of sparse attention in the absorbed MQA form on sm_90a (spec 1.7): o = softmax(scale q
+// kv^T over the selected keys) kv[:, :512]. Contracts are checked by the caller.
+//
+// Legend: T query rows, S keys, H heads, K selected keys a row, C = 576, V = 512.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace baleen {
+
+struct SparseAttentionForwardArgs {
+  const void* q_THC = nullptr;      // bf16
+  const void* kv_SC = nullptr;      // bf16
+  const int32_t* ids_TK = nullptr;  // distinct in a row; -1 only at a row's end
+  void* o_THV = nullptr;            // bf16; 0 in rows without keys
+  float* lse_TH = nullptr;          // natural log; -inf in rows without keys
+  int num_tokens = 0;               // T
+  int num_heads = 0;                // 1..64 (padded to 64 rows) or 128
+  int num_selected = 0;             // K, a multiple of 64, at most 2048
+  float scale = 0;                  // of the scores, YaRN's factor included
+};
+
+// The result does not depend on the order of launches: bitwise reproducible.
+cudaError_t LaunchSparseAttentionForward(const SparseAttentionForwardArgs& args,
+                                         cudaStream_t stream);
+
+}  // namespace baleen
