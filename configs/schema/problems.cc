@@ -21,13 +21,14 @@ size_t CharacterStart(absl::string_view text, size_t at) {
   return at;
 }
 
-// One line that cannot steer a terminal: control characters (C0, DEL, and C1 in UTF-8) as \xNN, a tab as a space.
+// One line that cannot steer a terminal: control characters (C0, DEL, and C1 in UTF-8) as \xNN, a
+// tab as a space.
 std::string OneLine(absl::string_view text) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
     const auto byte = static_cast<unsigned char>(text[i]);
-    const bool c1 = byte == 0xC2 && i + 1 < text.size() &&
-                    static_cast<unsigned char>(text[i + 1]) < 0xA0;
+    const bool c1 =
+        byte == 0xC2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xA0;
     if (byte == '\t') {
       out.push_back(' ');
     } else if (byte == '\n') {
@@ -102,7 +103,8 @@ void SetExcerpt(absl::string_view line, int column, Origin& origin) {
       line.size() > kWindow && at > kWindow / 3 ? CharacterStart(line, at - kWindow / 3) : 0;
   const size_t end = CharacterStart(line, begin + kWindow);
   const absl::string_view left = begin > 0 ? "..." : "";
-  origin.excerpt = absl::StrCat(left, line.substr(begin, end - begin), end < line.size() ? "..." : "");
+  origin.excerpt =
+      absl::StrCat(left, line.substr(begin, end - begin), end < line.size() ? "..." : "");
   origin.excerpt_offset = static_cast<int>(left.size() + at - begin);
 }
 

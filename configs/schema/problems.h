@@ -1,4 +1,5 @@
-// Problems: every fault of one configuration, gathered before any is shown, then printed sorted by place.
+// Problems: every fault of one configuration, gathered before any is shown, then printed sorted by
+// place.
 #pragma once
 
 #include <set>
@@ -20,10 +21,13 @@ struct Problem {
 
 class Problems {
  public:
-  // The same message about the same place counts once: a value that three stages inherit is one fault.
+  // The same message about the same place counts once: a value that three stages inherit is one
+  // fault.
   void Add(const Origin& origin, std::string message, std::string hint = "");
   bool empty() const { return problems_.empty(); }
-  // Ok when empty; else a ConfigError whose message lists all and ends "N errors. Nothing was started."
+  const std::vector<Problem>& list() const { return problems_; }  // in the order they were added
+  // Ok when empty; else a ConfigError whose message lists all and ends "N errors. Nothing was
+  // started."
   absl::Status ToStatus() const;
 
  private:

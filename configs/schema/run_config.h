@@ -1,9 +1,11 @@
-// RunConfig: the run file as plain structs, every field named as its key (docs: `baleen config print`, docs/run_file.md).
+// RunConfig: the run file as plain structs, every field named as its key (configs/reference.md
+// describes them).
 //
-// The file has sections; a training stage may override any of them. Reading resolves that: each StageConfig holds the
-// complete, effective sections of its stage, so a trainer reads `run`, `model` and one StageConfig and nothing else.
-// Keys, defaults, ranges, units and doc lines stand in run_fields.cc alone; a struct made here by hand is all zeros,
-// DefaultStageConfig() is the documented default of every section. Counts are global unless a comment says otherwise.
+// The file has sections; a training stage may override any of them. Reading resolves that: each
+// StageConfig holds the complete, effective sections of its stage, so a trainer reads `run`,
+// `model` and one StageConfig and nothing else. Keys, defaults, ranges, units and doc lines stand
+// in run_fields.cc alone; a struct made here by hand is all zeros, DefaultStageConfig() is the
+// documented default of every section. Counts are global unless a comment says otherwise.
 #pragma once
 
 #include <array>
@@ -16,9 +18,9 @@
 
 namespace baleen {
 
-enum class Device { kAuto, kCpu, kCuda };
-enum class Attention { kDense, kSparse };
-enum class Train { kIndexer, kAll };
+enum class DeviceChoice { kAuto, kCpu, kCuda };
+enum class AttentionMode { kDense, kSparse };
+enum class TrainMode { kIndexer, kAll };
 enum class Compute { kAuto, kFp32, kFp64, kBf16 };
 enum class GemmPrecision { kAuto, kFp8Block };
 enum class Recompute { kNone, kSelective, kFull };
@@ -31,9 +33,9 @@ enum class ResumeMode { kAuto, kNever, kPath };
 enum class CheckpointSignal { kNone, kUsr1, kUsr2, kTerm };
 
 // The word of the run file: "cuda", "1f1b", "masked_dense", ...
-absl::string_view Name(Device value);
-absl::string_view Name(Attention value);
-absl::string_view Name(Train value);
+absl::string_view Name(DeviceChoice value);
+absl::string_view Name(AttentionMode value);
+absl::string_view Name(TrainMode value);
 absl::string_view Name(Compute value);
 absl::string_view Name(GemmPrecision value);
 absl::string_view Name(Recompute value);
@@ -48,7 +50,7 @@ struct RunSection {
   std::string name;
   std::string dir;
   int64_t seed{};
-  Device device{};
+  DeviceChoice device{};
   bool operator==(const RunSection&) const = default;
 };
 
@@ -65,11 +67,14 @@ struct ParallelismConfig {
   int64_t expert{};
   int64_t context{};
   ScheduleName schedule{};
-  std::optional<int64_t> virtual_stages;     // absent: what the schedule needs, see parts_per_rank()
-  std::vector<int64_t> layer_split;          // layers of each pipeline part in order; empty: the solver decides
-  std::optional<int64_t> expert_node_size;   // ranks of a node, for the 2-hop expert exchange; absent: 1 hop
+  std::optional<int64_t> virtual_stages;  // absent: what the schedule needs, see parts_per_rank()
+  std::vector<int64_t>
+      layer_split;  // layers of each pipeline part in order; empty: the solver decides
+  std::optional<int64_t>
+      expert_node_size;  // ranks of a node, for the 2-hop expert exchange; absent: 1 hop
 
-  // Pipeline parts that one rank holds: virtual_stages, or 1, or 2 for interleaved, zbv and dualpipev.
+  // Pipeline parts that one rank holds: virtual_stages, or 1, or 2 for interleaved, zbv and
+  // dualpipev.
   int64_t parts_per_rank() const;
   bool operator==(const ParallelismConfig&) const = default;
 };
@@ -173,8 +178,8 @@ struct MetricsConfig {
 // One training stage with every section that is in effect for it.
 struct StageConfig {
   std::string name;
-  Attention attention{};
-  Train train{};
+  AttentionMode attention{};
+  TrainMode train{};
   int64_t steps{};
   int64_t global_batch_size{};  // sequences of one optimizer step, over all ranks
 
@@ -195,8 +200,8 @@ struct StageConfig {
   bool operator==(const StageConfig&) const = default;
 };
 
-// The whole file. The sections beside `stages` are what the top level says, before any stage overrides them: a value
-// that only the stages give (usually optimizer.lr) is zero here.
+// The whole file. The sections beside `stages` are what the top level says, before any stage
+// overrides them: a value that only the stages give (usually optimizer.lr) is zero here.
 struct RunConfig {
   RunSection run;
   ModelSection model;
@@ -219,8 +224,9 @@ struct RunConfig {
   bool operator==(const RunConfig&) const = default;
 };
 
-// A stage with the default of every key that has one, for tests and tools. Without a default, and therefore empty or
-// zero: name, attention, train, steps, global_batch_size, data.seq_length, data.train, optimizer.lr.
+// A stage with the default of every key that has one, for tests and tools. Without a default, and
+// therefore empty or zero: name, attention, train, steps, global_batch_size, data.seq_length,
+// data.train, optimizer.lr.
 StageConfig DefaultStageConfig();
 
 }  // namespace baleen
