@@ -14,7 +14,8 @@ constexpr double kExactness = 1e-9;
 bool AllWhole(absl::Span<const double> shares, int64_t period) {
   for (const double share : shares) {
     const double parts = share * static_cast<double>(period);
-    if (std::round(parts) < 1 || std::abs(parts - std::round(parts)) > kExactness * parts) return false;
+    if (std::round(parts) < 1 || std::abs(parts - std::round(parts)) > kExactness * parts)
+      return false;
   }
   return true;
 }
@@ -33,7 +34,8 @@ std::vector<int64_t> WholeParts(absl::Span<const double> shares) {
 }  // namespace
 
 absl::StatusOr<Blend> Blend::Create(absl::Span<const double> weights) {
-  if (weights.empty()) return ConfigError("data: no source given, expected at least one path with a weight");
+  if (weights.empty())
+    return ConfigError("data: no source given, expected at least one path with a weight");
   double sum = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     if (!(weights[i] > 0) || !std::isfinite(weights[i])) {
@@ -42,7 +44,8 @@ absl::StatusOr<Blend> Blend::Create(absl::Span<const double> weights) {
     }
     sum += weights[i];
   }
-  if (!std::isfinite(sum)) return ConfigError("data: the weights add up to more than a double holds");
+  if (!std::isfinite(sum))
+    return ConfigError("data: the weights add up to more than a double holds");
   std::vector<double> shares;
   for (const double weight : weights) shares.push_back(weight / sum);
 

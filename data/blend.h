@@ -1,9 +1,11 @@
-// Weighted blend: which source the n-th sample of a run comes from, and which sample of that source it is.
+// Weighted blend: which source the n-th sample of a run comes from, and which sample of that source
+// it is.
 //
-// Rule: sample n goes to the source with the greatest sampling error w_i (n + 1) - c_i(n), where w_i are the weights
-// divided by their sum and c_i(n) counts the samples of source i before n; ties go to the first source. With
-// w_i = W_i / W in whole numbers the errors are all zero again after W samples (each error stays above -1, and they
-// add up to 0), so one period in a table answers every n at once: no state but n itself.
+// Rule: sample n goes to the source with the greatest sampling error w_i (n + 1) - c_i(n), where
+// w_i are the weights divided by their sum and c_i(n) counts the samples of source i before n; ties
+// go to the first source. With w_i = W_i / W in whole numbers the errors are all zero again after W
+// samples (each error stays above -1, and they add up to 0), so one period in a table answers every
+// n at once: no state but n itself.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +18,9 @@ namespace baleen {
 
 class Blend {
  public:
-  // Weights are made whole by the smallest W <= 2^20 that represents them to 1e-9, else rounded to 2^20 parts (at
-  // least one each). ConfigError when there is no weight, or one is not a positive finite number.
+  // Weights are made whole by the smallest W <= 2^20 that represents them to 1e-9, else rounded to
+  // 2^20 parts (at least one each). ConfigError when there is no weight, or one is not a positive
+  // finite number.
   static absl::StatusOr<Blend> Create(absl::Span<const double> weights);
 
   struct Pick {

@@ -23,9 +23,10 @@ Dataset::Dataset(TokenSource source, const DatasetOptions& options)
 absl::StatusOr<Dataset> Dataset::Create(TokenSource source, const DatasetOptions& options) {
   CHECK_GE(options.seq_length, 1);
   if (source.num_tokens() < options.seq_length + 1) {
-    return DataError(source.path(), ": the set has ", source.num_tokens(), " tokens in ",
-                     source.num_documents(), " documents, expected at least one sample of seq_length + 1 = ",
-                     options.seq_length + 1, "; use more text or a shorter data.seq_length");
+    return DataError(
+        source.path(), ": the set has ", source.num_tokens(), " tokens in ", source.num_documents(),
+        " documents, expected at least one sample of seq_length + 1 = ", options.seq_length + 1,
+        "; use more text or a shorter data.seq_length");
   }
   return Dataset(std::move(source), options);
 }
@@ -38,7 +39,8 @@ IndexOrder Dataset::DocumentOrder(int64_t epoch) const {
 
 IndexOrder Dataset::OrderOfSamples(int64_t epoch) const {
   if (options_.order == SampleOrder::kFileOrder) return IndexOrder::Identity(samples_per_epoch_);
-  return IndexOrder::Shuffled(samples_per_epoch_, options_.seed, kSamplePurpose, options_.source_idx, epoch);
+  return IndexOrder::Shuffled(samples_per_epoch_, options_.seed, kSamplePurpose,
+                              options_.source_idx, epoch);
 }
 
 const Dataset::EpochPlan& Dataset::PlanOf(int64_t epoch) {
@@ -72,10 +74,13 @@ absl::StatusOr<Sample> Dataset::ReadSample(int64_t sample, int64_t vocab_size) {
   int64_t filled = 0;
   int64_t document_begin = blocks[block];  // in the stream of the epoch
   for (int64_t place = block * kDocumentsPerBlock; filled < std::ssize(result.tokens); ++place) {
-    CHECK_LT(place, documents.size()) << source_.path() << ": document lengths changed";
+    if (place == documents.size()) {
+      return DataError(source_.path(), ": document lengths changed while the file was in use");
+    }
     const int64_t document = documents.At(place);
     const int64_t length = source_.document_length(document);
-    const int64_t skip = begin + filled - document_begin;  // tokens of this document before the sample
+    const int64_t skip =
+        begin + filled - document_begin;  // tokens of this document before the sample
     document_begin += length;
     if (skip >= length) continue;
     const int64_t count = std::min<int64_t>(length - skip, std::ssize(result.tokens) - filled);

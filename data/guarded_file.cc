@@ -63,9 +63,10 @@ absl::Status GuardedFile::CheckUnchanged() const {
                      " while it was in use. Restore the file or start the run again.");
   }
   if (opened.st_size != size_ || ModifiedNs(opened) != modified_ns_) {
-    return DataError(path_, ": the file changed while it was in use: found ", opened.st_size,
-                     " bytes, expected ", size_,
-                     " with the old time of modification. Restore the file or start the run again.");
+    return DataError(
+        path_, ": the file changed while it was in use: found ", opened.st_size,
+        " bytes, expected ", size_,
+        " with the old time of modification. Restore the file or start the run again.");
   }
   return absl::OkStatus();
 }

@@ -1,5 +1,6 @@
-// A file that is read in pieces over hours: pread instead of a mapping, so that a file cut short under the run is an
-// error and not a SIGBUS, and an identity check (inode, length, time) for a file that was replaced.
+// A file that is read in pieces over hours: pread instead of a mapping, so that a file cut short
+// under the run is an error and not a SIGBUS, and an identity check (inode, length, time) for a
+// file that was replaced.
 #pragma once
 
 #include <cstdint>

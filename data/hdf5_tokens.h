@@ -1,8 +1,10 @@
-// Reader of HDF5 token files: /tokens u32 [N], /doc_ends u64 [M] (exclusive ends, the last one N), root attributes
-// format = "dsa-tokens", version = 1, vocab_size, and where known eos_id and tokenizer_sha256.
+// Reader of HDF5 token files: /tokens u32 [N], /doc_ends u64 [M] (exclusive ends, the last one N),
+// root attributes format = "dsa-tokens", version = 1, vocab_size, and where known eos_id and
+// tokenizer_sha256.
 //
-// HDF5 itself is used at Open only: it says where the raw bytes of /tokens stand (contiguous, or unfiltered chunks),
-// and tokens are then read with pread. So a batch never waits for, or races with, the HDF5 calls of a checkpoint.
+// HDF5 itself is used at Open only: it says where the raw bytes of /tokens stand (contiguous, or
+// unfiltered chunks), and tokens are then read with pread. So a batch never waits for, or races
+// with, the HDF5 calls of a checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +19,8 @@ namespace baleen {
 
 class Hdf5Tokens {
  public:
-  // DataError names the file, the dataset or attribute, expected and found. Links to other files, external and
-  // virtual storage, filters and user blocks are refused.
+  // DataError names the file, the dataset or attribute, expected and found. Links to other files,
+  // external and virtual storage, filters and user blocks are refused.
   static absl::StatusOr<Hdf5Tokens> Open(const std::string& path);
 
   const std::string& path() const { return file_.path(); }

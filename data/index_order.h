@@ -1,8 +1,9 @@
 // A shuffled order of 0 .. size - 1 that needs no array: a keyed bijection, evaluated at any place.
 //
-// An eight-round Feistel network permutes the numbers of b bits, 2^b the power of two at or above size; a number that
-// lands outside is sent through again until it lands inside (cycle walking, fewer than two passes on average), which
-// keeps it a bijection of 0 .. size - 1. Round keys come from Philox, so the order is a function of (seed, stream).
+// An eight-round Feistel network permutes the numbers of b bits, 2^b the power of two at or above
+// size; a number that lands outside is sent through again until it lands inside (cycle walking,
+// fewer than two passes on average), which keeps it a bijection of 0 .. size - 1. Round keys come
+// from Philox, so the order is a function of (seed, stream).
 #pragma once
 
 #include <array>
@@ -28,9 +29,9 @@ class IndexOrder {
     order.high_bits_ = bits - bits / 2;
     const std::array<uint32_t, 2> seed_words = {static_cast<uint32_t>(seed),
                                                 static_cast<uint32_t>(seed >> 32)};
-    const std::array<uint32_t, 4> stream =
-        Philox::Block(seed_words, {purpose, source_idx, static_cast<uint32_t>(epoch),
-                                   static_cast<uint32_t>(epoch >> 32)});
+    const std::array<uint32_t, 4> stream = Philox::Block(
+        seed_words,
+        {purpose, source_idx, static_cast<uint32_t>(epoch), static_cast<uint32_t>(epoch >> 32)});
     for (uint32_t round = 0; round < kRounds; ++round) {
       const auto words = Philox::Block({stream[0], stream[1]}, {stream[2], stream[3], round, 0});
       order.round_keys_[round] = (uint64_t{words[0]} << 32) | words[1];

@@ -58,7 +58,8 @@ absl::StatusOr<IndexHeader> ParseHeader(absl::Span<const uint8_t> bytes, absl::s
                      kHeaderBytes);
   }
   if (std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) {
-    return DataError(path, ": bytes 0-8: expected the magic \"MMIDIDX\\0\\0\" of a Megatron index; "
+    return DataError(path,
+                     ": bytes 0-8: expected the magic \"MMIDIDX\\0\\0\" of a Megatron index; "
                      "is this an .idx file?");
   }
   const uint64_t version = Load<uint64_t>(bytes, 9);
@@ -86,12 +87,14 @@ absl::StatusOr<IndexHeader> ParseHeader(absl::Span<const uint8_t> bytes, absl::s
   }
   const uint64_t expected = 12 * num_sequences + 8 * num_indices;
   if (room == expected + num_sequences && num_sequences > 0) {
-    return DataError(path, ": the file ends with a mode for each sequence: a multimodal set; "
-                     "expected a text set of ", kHeaderBytes + expected, " bytes");
+    return DataError(path,
+                     ": the file ends with a mode for each sequence: a multimodal set; "
+                     "expected a text set of ",
+                     kHeaderBytes + expected, " bytes");
   }
   if (room != expected) {
-    return DataError(path, ": the file has ", size, " bytes, expected ", kHeaderBytes + expected, " for ",
-                     num_sequences, " sequences and ", num_indices, " document indices");
+    return DataError(path, ": the file has ", size, " bytes, expected ", kHeaderBytes + expected,
+                     " for ", num_sequences, " sequences and ", num_indices, " document indices");
   }
   return IndexHeader{static_cast<TokenType>(code), static_cast<int64_t>(num_sequences),
                      static_cast<int64_t>(num_indices)};
@@ -111,7 +114,8 @@ absl::Status CheckSequences(absl::Span<const uint8_t> bytes, const IndexHeader& 
   for (int64_t i = 0; i < header.num_sequences; ++i) {
     const int32_t length = Load<int32_t>(bytes, kHeaderBytes + 4 * i);
     if (length < 0) {
-      return DataError(path, ": length of sequence ", i, ": found ", length, ", expected 0 or more");
+      return DataError(path, ": length of sequence ", i, ": found ", length,
+                       ", expected 0 or more");
     }
     const int64_t pointer = Load<int64_t>(bytes, pointers + 8 * i);
     if (pointer != end_bytes) {
@@ -120,13 +124,14 @@ absl::Status CheckSequences(absl::Span<const uint8_t> bytes, const IndexHeader& 
     }
     end_bytes += int64_t{length} * token_bytes;
     if (end_bytes > bin_bytes) {
-      return DataError(path, ": sequence ", i, " ends at byte ", end_bytes, ", but ", bin_path, " has ",
-                       bin_bytes, " bytes; is one of the two truncated or of another set?");
+      return DataError(path, ": sequence ", i, " ends at byte ", end_bytes, ", but ", bin_path,
+                       " has ", bin_bytes,
+                       " bytes; is one of the two truncated or of another set?");
     }
   }
   if (end_bytes != bin_bytes) {
-    return DataError(bin_path, ": the file has ", bin_bytes, " bytes, expected ", end_bytes, " as ", path,
-                     " says; are the two of one set?");
+    return DataError(bin_path, ": the file has ", bin_bytes, " bytes, expected ", end_bytes, " as ",
+                     path, " says; are the two of one set?");
   }
   return absl::OkStatus();
 }
@@ -156,9 +161,9 @@ absl::Status CheckDocuments(absl::Span<const uint8_t> bytes, const IndexHeader& 
 template <typename T>
 absl::Status CopyWidened(const GuardedFile& bin, int64_t begin, absl::Span<int32_t> out) {
   std::vector<T> narrow(out.size());
-  RETURN_IF_ERROR(bin.ReadAt(begin * int64_t{sizeof(T)},
-                             absl::MakeSpan(reinterpret_cast<uint8_t*>(narrow.data()),
-                                            narrow.size() * sizeof(T))));
+  RETURN_IF_ERROR(bin.ReadAt(
+      begin * int64_t{sizeof(T)},
+      absl::MakeSpan(reinterpret_cast<uint8_t*>(narrow.data()), narrow.size() * sizeof(T))));
   for (size_t i = 0; i < narrow.size(); ++i) out[i] = narrow[i];
   return absl::OkStatus();
 }
@@ -178,7 +183,8 @@ TokenType TokenTypeForVocabulary(int64_t vocab_size) {
 }
 
 absl::StatusOr<TokenIndex> TokenIndex::Parse(absl::Span<const uint8_t> bytes, int64_t bin_bytes,
-                                             absl::string_view idx_path, absl::string_view bin_path) {
+                                             absl::string_view idx_path,
+                                             absl::string_view bin_path) {
   ASSIGN_OR_RETURN(const IndexHeader header, ParseHeader(bytes, idx_path));
   RETURN_IF_ERROR(CheckSequences(bytes, header, bin_bytes, idx_path, bin_path));
   RETURN_IF_ERROR(CheckDocuments(bytes, header, idx_path));
@@ -194,10 +200,12 @@ absl::StatusOr<TokenIndex> TokenIndex::Parse(absl::Span<const uint8_t> bytes, in
 int64_t TokenIndex::document_begin(int64_t document) const {
   CHECK(document >= 0 && document <= num_documents_) << document << " of " << num_documents_;
   const int64_t sequence = Load<int64_t>(bytes_, kHeaderBytes + 12 * num_sequences_ + 8 * document);
-  // Trailing empty documents begin behind the last sequence. The comparison is unsigned: should the file change under
-  // the mapping, a negative number must not be used as an index before the next CheckUnchanged finds out.
+  // Trailing empty documents begin behind the last sequence. The comparison is unsigned: should the
+  // file change under the mapping, a negative number must not be used as an index before the next
+  // CheckUnchanged finds out.
   if (static_cast<uint64_t>(sequence) >= static_cast<uint64_t>(num_sequences_)) return num_tokens_;
-  return Load<int64_t>(bytes_, kHeaderBytes + 4 * num_sequences_ + 8 * sequence) / TokenBytes(type_);
+  return Load<int64_t>(bytes_, kHeaderBytes + 4 * num_sequences_ + 8 * sequence) /
+         TokenBytes(type_);
 }
 
 absl::StatusOr<IndexedTokens> IndexedTokens::Open(const std::string& prefix) {

@@ -1,9 +1,13 @@
-// Reader of Megatron's indexed token files: PREFIX.bin holds tokens back to back, PREFIX.idx says where documents begin.
+// Reader of Megatron's indexed token files: PREFIX.bin holds tokens back to back, PREFIX.idx says
+// where documents begin.
 //
-//   .idx, little-endian: "MMIDIDX\0\0" | u64 version 1 | u8 type | u64 S sequences | u64 D document indices |
-//                        i32[S] tokens per sequence | i64[S] byte offsets in .bin | i64[D] first sequence of documents
+//   .idx, little-endian: "MMIDIDX\0\0" | u64 version 1 | u8 type | u64 S sequences | u64 D document
+//   indices |
+//                        i32[S] tokens per sequence | i64[S] byte offsets in .bin | i64[D] first
+//                        sequence of documents
 //
-// An .idx is hostile until Parse has compared every entry with the others and with the size of .bin.
+// An .idx is hostile until Parse has compared every entry with the others and with the size of
+// .bin.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +21,8 @@
 
 namespace baleen {
 
-// Element types of token ids; the numbers are Megatron's codes. Other codes of the format are refused by name.
+// Element types of token ids; the numbers are Megatron's codes. Other codes of the format are
+// refused by name.
 enum class TokenType : uint8_t { kUint8 = 1, kInt32 = 4, kUint16 = 8 };
 
 int TokenBytes(TokenType type);
@@ -48,7 +53,8 @@ class TokenIndex {
   int64_t num_tokens_ = 0;
 };
 
-// An open pair of files. The index is mapped (shared by all ranks of a host), tokens are read with pread.
+// An open pair of files. The index is mapped (shared by all ranks of a host), tokens are read with
+// pread.
 class IndexedTokens {
  public:
   // `prefix` is the path without .bin / .idx.
@@ -59,10 +65,11 @@ class IndexedTokens {
   int64_t num_documents() const { return index_.num_documents(); }
   int64_t num_tokens() const { return index_.num_tokens(); }
   int64_t document_begin(int64_t document) const { return index_.document_begin(document); }
-  // Tokens [begin, begin + out.size()) of the whole set, across documents. DataError when the file became shorter.
+  // Tokens [begin, begin + out.size()) of the whole set, across documents. DataError when the file
+  // became shorter.
   absl::Status CopyTokens(int64_t begin, absl::Span<int32_t> out) const;
-  // DataError when either file was replaced, truncated or touched since Open. Call it once a batch, before the
-  // index is used: a truncated mapping would end the process.
+  // DataError when either file was replaced, truncated or touched since Open. Call it once a batch,
+  // before the index is used: a truncated mapping would end the process.
   absl::Status CheckUnchanged() const;
 
  private:

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <set>
 
+#include "absl/strings/str_join.h"
 #include "kernels/core/check.h"
 
 namespace baleen {
@@ -14,10 +14,12 @@ constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max();  // rows are i
 
 absl::Status CheckOptions(const LoaderOptions& options) {
   if (options.seq_length < 1 || options.seq_length >= kMaxRows) {
-    return ConfigError("data.seq_length: found ", options.seq_length, ", expected 1 to ", kMaxRows - 1);
+    return ConfigError("data.seq_length: found ", options.seq_length, ", expected 1 to ",
+                       kMaxRows - 1);
   }
   if (options.vocab_size < 1) {
-    return ConfigError("data: vocabulary of the model: found ", options.vocab_size, ", expected 1 or more");
+    return ConfigError("data: vocabulary of the model: found ", options.vocab_size,
+                       ", expected 1 or more");
   }
   return absl::OkStatus();
 }
@@ -36,6 +38,14 @@ absl::Status CheckSizes(int64_t global_batch_size, int64_t micro_batch_size, int
   return absl::OkStatus();
 }
 
+absl::StatusOr<Dataset> OpenSource(const LoaderOptions& options, size_t source_idx) {
+  ASSIGN_OR_RETURN(TokenSource source, TokenSource::Open(options.sources[source_idx].path));
+  return Dataset::Create(std::move(source), {.seq_length = options.seq_length,
+                                             .seed = options.seed,
+                                             .source_idx = static_cast<uint32_t>(source_idx),
+                                             .order = options.order});
+}
+
 // Appends the L rows of one sample.
 void AppendSample(const Sample& sample, bool document_mask, Microbatch& batch) {
   const auto length = static_cast<int32_t>(batch.seq_length);
@@ -44,8 +54,11 @@ void AppendSample(const Sample& sample, bool document_mask, Microbatch& batch) {
   // Which document piece position i lies in, for i = 0 .. L; without a mask all are one.
   std::vector<int32_t> piece_begin(length + 1, 0);
   if (document_mask) {
-    for (const int32_t begin : sample.document_begins) {
-      std::fill(piece_begin.begin() + begin, piece_begin.end(), begin);
+    for (size_t d = 0; d < sample.document_begins.size(); ++d) {
+      const int32_t begin = sample.document_begins[d];
+      const bool last = d + 1 == sample.document_begins.size();
+      const int32_t end = last ? length + 1 : sample.document_begins[d + 1];
+      std::fill(piece_begin.begin() + begin, piece_begin.begin() + end, begin);
     }
   }
   for (int32_t i = 0; i < length; ++i) {
@@ -86,16 +99,16 @@ absl::StatusOr<Loader> Loader::Open(LoaderOptions options) {
   for (const DataSourceOptions& source : options.sources) weights.push_back(source.weight);
   ASSIGN_OR_RETURN(Blend blend, Blend::Create(weights));
   std::vector<Dataset> datasets;
+  std::vector<std::string> faults;  // of all sources, so that one attempt shows them all
   for (size_t i = 0; i < options.sources.size(); ++i) {
-    ASSIGN_OR_RETURN(TokenSource source, TokenSource::Open(options.sources[i].path));
-    ASSIGN_OR_RETURN(Dataset dataset,
-                     Dataset::Create(std::move(source),
-                                     {.seq_length = options.seq_length,
-                                      .seed = options.seed,
-                                      .source_idx = static_cast<uint32_t>(i),
-                                      .order = options.order}));
-    datasets.push_back(std::move(dataset));
+    absl::StatusOr<Dataset> dataset = OpenSource(options, i);
+    if (dataset.ok()) {
+      datasets.push_back(*std::move(dataset));
+    } else {
+      faults.emplace_back(dataset.status().message());
+    }
   }
+  if (!faults.empty()) return DataError(absl::StrJoin(faults, "\n"));
   return Loader(std::move(options), std::move(blend), std::move(datasets));
 }
 
@@ -104,7 +117,8 @@ absl::StatusOr<Sample> Loader::ReadSample(int64_t sample) {
   return datasets_[pick.source_idx].ReadSample(pick.sample, options_.vocab_size);
 }
 
-absl::StatusOr<std::vector<Microbatch>> Loader::Step(int64_t consumed_samples, int64_t global_batch_size,
+absl::StatusOr<std::vector<Microbatch>> Loader::Step(int64_t consumed_samples,
+                                                     int64_t global_batch_size,
                                                      int64_t micro_batch_size, int64_t dp_rank,
                                                      int64_t dp_size) {
   CHECK_GE(consumed_samples, 0);

@@ -27,12 +27,14 @@ absl::StatusOr<TokenSource> TokenSource::Open(const std::string& path) {
 }
 
 const std::string& TokenSource::path() const {
-  return std::visit([](const auto& tokens) -> const std::string& { return tokens.path(); }, tokens_);
+  return std::visit([](const auto& tokens) -> const std::string& { return tokens.path(); },
+                    tokens_);
 }
 
 std::string TokenSource::Format() const {
   const auto* indexed = std::get_if<IndexedTokens>(&tokens_);
-  return indexed == nullptr ? "HDF5 u32" : absl::StrCat("Megatron ", TokenTypeName(indexed->type()));
+  return indexed == nullptr ? "HDF5 u32"
+                            : absl::StrCat("Megatron ", TokenTypeName(indexed->type()));
 }
 
 int64_t TokenSource::num_documents() const {
@@ -48,7 +50,8 @@ int64_t TokenSource::document_begin(int64_t document) const {
 }
 
 int64_t TokenSource::DocumentOf(int64_t token) const {
-  int64_t low = 0, high = num_documents() - 1;  // the answer: the last document that begins at or before the token
+  int64_t low = 0, high = num_documents() -
+                          1;  // the answer: the last document that begins at or before the token
   while (low < high) {
     const int64_t middle = low + (high - low + 1) / 2;
     if (document_begin(middle) <= token) {
@@ -90,7 +93,8 @@ absl::Status TokenSource::CheckTokens(int64_t begin, absl::Span<const int32_t> t
   const int64_t token = begin + (bad - tokens.begin());
   const int64_t document = DocumentOf(token);
   return DataError(path(), ": document ", document, ", token ", token - document_begin(document),
-                   " (token ", token, " of the file): found id ", *bad, ", expected 0 to ", vocab_size - 1,
+                   " (token ", token, " of the file): found id ", *bad, ", expected 0 to ",
+                   vocab_size - 1,
                    ", the model's vocabulary; was the set made with another tokenizer?");
 }
 
