@@ -69,16 +69,16 @@ Shape Fp8ScaleShape(const Shape& weight_shape) {
 
 float Ue8m0Scale(float amax) {
   CHECK(std::isfinite(amax)) << amax;
-  // amax = f 2^e with f in [0.5, 1) and 448 = 0.875 2^9: the quotient is (f / 0.875) 2^(e - 9), in (2^(e - 10),
-  // 2^(e - 9)] up to f = 0.875 and just above 2^(e - 9) beyond it.
+  // amax = f 2^e with f in [0.5, 1) and 448 = 0.875 2^9: the quotient is (f / 0.875) 2^(e - 9), in
+  // (2^(e - 10), 2^(e - 9)] up to f = 0.875 and just above 2^(e - 9) beyond it.
   int exponent = 0;
   const float fraction = std::frexp(std::max(amax, kFp8AmaxFloor), &exponent);
   return std::ldexp(1.0f, fraction <= 0.875f ? exponent - 9 : exponent - 8);
 }
 
 bool IsPowerOfTwo(float value) {
-  int exponent = 0;
-  return value > 0 && std::isfinite(value) && std::frexp(value, &exponent) == 0.5f;
+  int exponent = 0;  // frexp gives zero, infinity and NaN back as they are
+  return std::frexp(value, &exponent) == 0.5f;
 }
 
 void DequantiseFp8(const uint8_t* values, const float* scales, const Fp8Slice& slice, float* out) {

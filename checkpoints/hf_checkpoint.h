@@ -21,6 +21,16 @@
 
 namespace baleen {
 
+// "model-00001-of-00163.safetensors": letters, digits, '.', '_', '-', no leading dot.
+bool IsShardName(absl::string_view name);
+
+// model.safetensors.index.json. An empty `metadata` is valid.
+struct CheckpointIndex {
+  std::map<std::string, std::string> weight_map;  // tensor -> shard
+  int64_t total_size = -1;                        // -1: the file does not say
+};
+absl::StatusOr<CheckpointIndex> ParseIndex(absl::string_view text, absl::string_view where);
+
 struct CheckpointTensor {
   DType dtype = DType::kF32;
   Shape shape;
@@ -69,21 +79,27 @@ class HfCheckpoint {
   // lives.
   absl::StatusOr<absl::Span<const uint8_t>> RawBytes(absl::string_view name) const;
 
+  // The multipliers of an F8_E4M3 weight, row-major over the block grid. DataError: missing,
+  // misshapen, not finite.
+  absl::StatusOr<std::vector<float>> Scales(absl::string_view name) const;
+
   // A hash over config.json, the index and all shard headers with their file sizes: the name of
   // this checkpoint in a training state. It does not read the data.
   const std::string& SourceHash() const { return source_hash_; }
+
+  // What is odd about the index but harms nothing (a total_size that is not the sum); empty when
+  // nothing is.
+  const std::string& index_note() const { return index_note_; }
 
   Accounting Account(const ModelConfig& model, CatalogOptions options) const;
 
  private:
   HfCheckpoint() = default;
-  absl::Status OpenShards(const std::map<std::string, std::string>& weight_map);
-  absl::Status AddShard(const std::string& shard,
-                        const std::map<std::string, std::string>* weight_map);
-  absl::Status CheckComplete(const std::map<std::string, std::string>& weight_map) const;
-  // The scale values of an FP8 weight, checked; and the weight's own checks.
-  absl::StatusOr<std::vector<float>> Scales(absl::string_view name,
-                                            const CheckpointTensor& weight) const;
+  absl::Status OpenIndexed(const CheckpointIndex& index, const std::string& where);
+  // Without an index every tensor of the shard is taken.
+  absl::Status AddShard(const std::string& shard, const CheckpointIndex* index);
+  // "DIR/SHARD: NAME", for messages.
+  std::string Describe(absl::string_view name, const CheckpointTensor& tensor) const;
 
   std::string directory_;
   HfConfig config_;
@@ -91,16 +107,7 @@ class HfCheckpoint {
   std::vector<SafetensorsFile> shards_;
   std::map<std::string, CheckpointTensor, std::less<>> tensors_;
   std::string source_hash_;
+  std::string index_note_;
 };
-
-// "model-00001-of-00163.safetensors": letters, digits, '.', '_', '-', no leading dot.
-bool IsShardName(absl::string_view name);
-
-// model.safetensors.index.json. An empty `metadata` is valid.
-struct CheckpointIndex {
-  std::map<std::string, std::string> weight_map;  // tensor -> shard
-  int64_t total_size = -1;                        // -1: the file does not say
-};
-absl::StatusOr<CheckpointIndex> ParseIndex(absl::string_view text, absl::string_view where);
 
 }  // namespace baleen

@@ -93,11 +93,14 @@ class HfWriter {
  private:
   HfWriter() = default;
   absl::Status CreateFiles();
-  absl::Status OpenFiles();
   template <typename T>
   absl::Status Encode(absl::string_view name, absl::Span<const T> values);
   absl::Status WriteAt(const std::string& name, absl::Span<const uint8_t> bytes);
   absl::Status CopyThrough() const;
+  absl::Status CloseFiles();
+  absl::Status Publish();
+  // Removes what was begun, if this object began it.
+  void Discard();
 
   std::string target_;
   std::string staging_;

@@ -16,8 +16,8 @@
 namespace baleen {
 namespace {
 
-// The keys of one open object, as hashes: a repeated key always hits, and a collision of two different keys only
-// refuses a file. Most objects are small, so a list comes before the set.
+// The keys of one open object, as hashes: a repeated key always hits, and a collision of two
+// different keys only refuses a file. Most objects are small, so a list comes before the set.
 class KeySet {
  public:
   // False when the key was there already.
@@ -107,7 +107,8 @@ class Adapter {
     return Scalar({JsonEvent::What::kKey, JsonKind::kString, text});
   }
   bool parse_error(size_t, const std::string&, const nlohmann::json::exception& error) {
-    // "[json.exception.parse_error.101] parse error at line 1, ...": the code means nothing to the user.
+    // "[json.exception.parse_error.101] parse error at line 1, ...": the code means nothing to the
+    // user.
     absl::string_view what = error.what();
     const size_t end_of_code = what.find("] ");
     if (end_of_code != absl::string_view::npos) what = what.substr(end_of_code + 2);
@@ -142,7 +143,8 @@ class Adapter {
   absl::Status status_;
 };
 
-// Builds a JsonValue from events: `open` holds the containers from the root to the one being filled.
+// Builds a JsonValue from events: `open` holds the containers from the root to the one being
+// filled.
 class TreeBuilder {
  public:
   absl::Status Take(const JsonEvent& event) {
@@ -174,7 +176,8 @@ class TreeBuilder {
     value.text = std::string(event.text);
     return value;
   }
-  // The pointer stays good while the value's container is not appended to, that is, while the value is open.
+  // The pointer stays good while the value's container is not appended to, that is, while the value
+  // is open.
   JsonValue* Add(JsonValue value) {
     if (open_.empty()) {
       root_ = std::move(value);
@@ -182,7 +185,8 @@ class TreeBuilder {
     }
     JsonValue& parent = *open_.back();
     if (parent.kind == JsonKind::kArray) return &parent.items.emplace_back(std::move(value));
-    return &parent.members.emplace_back(std::move(key_), std::move(value)).second;
+    parent.members.push_back({std::move(key_), std::move(value)});
+    return &parent.members.back().value;
   }
 
   JsonValue root_;
@@ -193,7 +197,8 @@ class TreeBuilder {
 void AppendText(const JsonValue& value, int indent, int level, std::string* out) {
   const bool object = value.kind == JsonKind::kObject;
   auto new_line = [&](int depth) {
-    if (indent > 0) absl::StrAppend(out, "\n", std::string(static_cast<size_t>(indent * depth), ' '));
+    if (indent > 0)
+      absl::StrAppend(out, "\n", std::string(static_cast<size_t>(indent * depth), ' '));
   };
   switch (value.kind) {
     case JsonKind::kNull:
@@ -221,9 +226,9 @@ void AppendText(const JsonValue& value, int indent, int level, std::string* out)
     if (i > 0) out->push_back(',');
     new_line(level + 1);
     if (object) {
-      absl::StrAppend(out, JsonQuote(value.members[i].first), indent > 0 ? ": " : ":");
+      absl::StrAppend(out, JsonQuote(value.members[i].key), indent > 0 ? ": " : ":");
     }
-    AppendText(object ? value.members[i].second : value.items[i], indent, level + 1, out);
+    AppendText(object ? value.members[i].value : value.items[i], indent, level + 1, out);
   }
   if (count > 0) new_line(level);
   out->push_back(object ? '}' : ']');
@@ -279,8 +284,8 @@ absl::Status ParseJsonEvents(absl::string_view text, absl::string_view where, Js
 absl::StatusOr<JsonValue> ParseJson(absl::string_view text, absl::string_view where,
                                     JsonLimits limits) {
   TreeBuilder builder;
-  RETURN_IF_ERROR(ParseJsonEvents(
-      text, where, limits, [&](const JsonEvent& event) { return builder.Take(event); }));
+  RETURN_IF_ERROR(ParseJsonEvents(text, where, limits,
+                                  [&](const JsonEvent& event) { return builder.Take(event); }));
   return builder.TakeRoot();
 }
 
@@ -346,11 +351,11 @@ void JsonValue::Set(absl::string_view key, JsonValue value) {
       return;
     }
   }
-  members.emplace_back(std::string(key), std::move(value));
+  members.push_back({std::string(key), std::move(value)});
 }
 
 void JsonValue::Remove(absl::string_view key) {
-  std::erase_if(members, [&](const auto& member) { return member.first == key; });
+  std::erase_if(members, [&](const Member& member) { return member.key == key; });
 }
 
 std::string JsonText(const JsonValue& value, int indent) {

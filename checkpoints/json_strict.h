@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -58,7 +57,8 @@ struct JsonValue {
   double number = 0;  // of kNumber and of kInteger
   std::string text;   // kString: the string; kNumber: as written
   std::vector<JsonValue> items;
-  std::vector<std::pair<std::string, JsonValue>> members;
+  struct Member;
+  std::vector<Member> members;
 
   static JsonValue Bool(bool value);
   static JsonValue Integer(int64_t value);
@@ -73,6 +73,11 @@ struct JsonValue {
   // Replaces or appends a member of an object.
   void Set(absl::string_view key, JsonValue value);
   void Remove(absl::string_view key);
+};
+
+struct JsonValue::Member {
+  std::string key;
+  JsonValue value;
 };
 
 absl::StatusOr<JsonValue> ParseJson(absl::string_view text, absl::string_view where,

@@ -39,9 +39,10 @@ struct CatalogOptions {
 
 std::vector<CatalogEntry> TensorCatalog(const ModelConfig& config, CatalogOptions options);
 
-// How many entries TensorCatalog would make; saturates instead of overflowing on absurd
-// configurations.
-double CatalogSize(const ModelConfig& config, CatalogOptions options);
+// Sizes that pass Validate one by one may still name a model no machine can hold: ConfigError above
+// 10^6 tensors or 10^15 parameters. After it the catalog is affordable and every byte count fits
+// int64.
+absl::Status CheckModelSize(const ModelConfig& config, absl::string_view where);
 
 // "a.weight" -> "a.weight_scale_inv".
 std::string ScaleName(absl::string_view weight_name);

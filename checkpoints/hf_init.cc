@@ -1,0 +1,63 @@
+#include "checkpoints/hf_init.h"
+
+#include <vector>
+
+#include "checkpoints/box_runs.h"
+#include "kernels/core/random.h"
+
+namespace baleen {
+namespace {
+
+template <typename T>
+void Fill(const CatalogEntry& entry, const InitOptions& options, const Box& box, T* out) {
+  const std::string& name = entry.duplicate_of.empty() ? entry.name : entry.duplicate_of;
+  const RandomStream stream(options.seed, NameStream(name));
+  ForEachRun(entry.shape, box, [&](int64_t from, int64_t to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      switch (entry.role) {
+        case TensorRole::kNorm:
+          out[to + i] = 1;
+          break;
+        case TensorRole::kNormBias:
+        case TensorRole::kCorrectionBias:
+          out[to + i] = 0;
+          break;
+        case TensorRole::kWeight:
+          out[to + i] = static_cast<T>(options.standard_deviation *
+                                       stream.Normal(static_cast<uint64_t>(from + i)));
+          break;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void FillInitial(const CatalogEntry& entry, const InitOptions& options, const Box& box, DType out,
+                 void* destination) {
+  CHECK(out == DType::kF32 || out == DType::kF64) << DTypeName(out);
+  if (out == DType::kF32) {
+    Fill(entry, options, box, static_cast<float*>(destination));
+  } else {
+    Fill(entry, options, box, static_cast<double*>(destination));
+  }
+}
+
+absl::Status InitHfCheckpoint(const InitRequest& request, const std::string& directory) {
+  const bool v32 = request.architecture == HfArchitecture::kV32;
+  ASSIGN_OR_RETURN(ExportPlan plan, PlanExport({.model = request.model,
+                                                .architecture = request.architecture,
+                                                .dtype = request.dtype,
+                                                .max_shard_bytes = request.max_shard_bytes}));
+  ASSIGN_OR_RETURN(HfWriter writer, HfWriter::Create(directory, std::move(plan.shards),
+                                                     {.config_json = plan.config_json}));
+  std::vector<float> values;
+  for (const CatalogEntry& entry : TensorCatalog(request.model, {.with_indexer = v32})) {
+    values.resize(static_cast<size_t>(NumElements(entry.shape)));
+    FillInitial(entry, request.init, WholeBox(entry.shape), DType::kF32, values.data());
+    RETURN_IF_ERROR(writer.WriteValues(entry.name, absl::MakeConstSpan(values)));
+  }
+  return writer.Finish();
+}
+
+}  // namespace baleen

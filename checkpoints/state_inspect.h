@@ -1,0 +1,25 @@
+// Text report of a training state, or of a run's `checkpoints` folder, for `baleen inspect`.
+#pragma once
+
+#include <string>
+
+#include "kernels/core/status.h"
+
+namespace baleen {
+
+enum class StateDepth {
+  kManifest,  // manifest and file sizes
+  kContents,  // every file hashed, every piece read through HDF5 and compared with its hash; NaN
+              // and infinity counted
+};
+
+struct StateReport {
+  std::string text;
+  bool healthy = false;
+};
+
+// `path` is a `step-XXXXXXXX` directory or a folder of them (then every state gets a line, damaged
+// ones too).
+absl::StatusOr<StateReport> InspectState(const std::string& path, StateDepth depth);
+
+}  // namespace baleen
