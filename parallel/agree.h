@@ -1,5 +1,6 @@
-// Agree: after every fallible phase all ranks learn whether it worked everywhere. If not, all return the error of the
-// lowest rank that failed, named with that rank; nobody waits in a later collective for a rank that gave up.
+// Agree: after every fallible phase all ranks learn whether it worked everywhere. If not, all
+// return the error of the lowest rank that failed, named with that rank; nobody waits in a later
+// collective for a rank that gave up.
 #pragma once
 
 #include <string>

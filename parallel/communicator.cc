@@ -85,8 +85,8 @@ std::string Communicator::FlightRecord() const {
   for (uint64_t n = first; n < sequence_; ++n) {
     const Record& record = ring_[n % kRing];
     absl::StrAppend(&text, name_, "[", rank_, "/", size_, "] #", n, " ", record.operation, " ",
-                    record.label, " ", record.bytes, " bytes ",
-                    record.done ? "done" : "UNDER WAY", "\n");
+                    record.label, " ", record.bytes, " bytes ", record.done ? "done" : "UNDER WAY",
+                    "\n");
   }
   return text;
 }

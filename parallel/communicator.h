@@ -1,9 +1,11 @@
-// Communicator: what crosses ranks. One interface, three kinds: MPI (host memory), NCCL (device memory), Self (one rank).
+// Communicator: what crosses ranks. One interface, three kinds: MPI (host memory), NCCL (device
+// memory), Self (one rank).
 //
-// Every call carries a label ("layers.3 dispatch"); label, sequence number, operation and bytes go into a ring, the
-// flight recorder, which is printed when a rank hangs or fails. A failed collective is not recoverable in the process:
-// it prints the record and aborts all ranks; the launcher restarts from the last checkpoint.
-// Reductions add in the order of ranks: results do not depend on the library's choice of algorithm.
+// Every call carries a label ("layers.3 dispatch"); label, sequence number, operation and bytes go
+// into a ring, the flight recorder, which is printed when a rank hangs or fails. A failed
+// collective is not recoverable in the process: it prints the record and aborts all ranks; the
+// launcher restarts from the last checkpoint. Reductions add in the order of ranks: results do not
+// depend on the library's choice of algorithm.
 #pragma once
 
 #include <array>
@@ -31,14 +33,15 @@ class Communicator {
 
   // In place, over kF32, kF64, kI32 or kI64.
   void AllReduce(absl::string_view label, const Tensor& tensor, ReduceOp op = ReduceOp::kSum);
-  // whole = the parts in the order of ranks; whole has size() times the elements of part. part may be the rank's own
-  // range of whole.
+  // whole = the parts in the order of ranks; whole has size() times the elements of part. part may
+  // be the rank's own range of whole.
   void AllGather(absl::string_view label, const Tensor& part, const Tensor& whole);
   // part = the sum over ranks of their whole's range of this rank. part may be that range of whole.
   void ReduceScatter(absl::string_view label, const Tensor& whole, const Tensor& part);
   // Sends send_counts[r] elements (consecutive) to rank r, receives recv_counts[r] from it.
-  void AllToAllV(absl::string_view label, const Tensor& send, const std::vector<int64_t>& send_counts,
-                 const Tensor& recv, const std::vector<int64_t>& recv_counts);
+  void AllToAllV(absl::string_view label, const Tensor& send,
+                 const std::vector<int64_t>& send_counts, const Tensor& recv,
+                 const std::vector<int64_t>& recv_counts);
   void Broadcast(absl::string_view label, const Tensor& tensor, int root);
   void Send(absl::string_view label, const Tensor& tensor, int to);
   void Recv(absl::string_view label, const Tensor& tensor, int from);
@@ -47,7 +50,8 @@ class Communicator {
   // Ranks with one color form a communicator, ordered by key. Every rank of this one calls it.
   virtual std::unique_ptr<Communicator> Split(int color, int key, std::string name) = 0;
 
-  // The last calls, oldest first, one a line: sequence number, operation, label, bytes, done or under way.
+  // The last calls, oldest first, one a line: sequence number, operation, label, bytes, done or
+  // under way.
   std::string FlightRecord() const;
 
  protected:

@@ -13,7 +13,8 @@ struct GridCommunicators {
   std::unique_ptr<Communicator> cp;
   std::unique_ptr<Communicator> dp;
   std::unique_ptr<Communicator> pp;
-  std::unique_ptr<Communicator> dp_cp;  // ranks that hold the same dense parameters (for one tp rank)
+  std::unique_ptr<Communicator>
+      dp_cp;  // ranks that hold the same dense parameters (for one tp rank)
   std::unique_ptr<Communicator> ep;
   std::unique_ptr<Communicator> edp;  // ranks that hold the same experts
 };

@@ -69,8 +69,8 @@ class MpiCommunicator : public Communicator {
   }
 
  protected:
-  // Every rank gets the others' range of it and adds in the order of ranks, then all ranges are gathered: the sum does
-  // not depend on MPI's algorithm. Ranges differ by at most one element.
+  // Every rank gets the others' range of it and adds in the order of ranks, then all ranges are
+  // gathered: the sum does not depend on MPI's algorithm. Ranges differ by at most one element.
   void DoAllReduce(const Tensor& tensor, ReduceOp op) override {
     const int64_t count = tensor.num_elements();
     std::vector<int64_t> counts(size()), begins(size());
@@ -106,7 +106,8 @@ class MpiCommunicator : public Communicator {
     std::vector<int64_t> counts(size(), count), begins(size());
     for (int r = 0; r < size(); ++r) begins[r] = r * count;
     std::vector<char> received(count * size() * element);
-    Exchange(static_cast<const char*>(whole.raw()), counts, begins, received.data(), counts, element);
+    Exchange(static_cast<const char*>(whole.raw()), counts, begins, received.data(), counts,
+             element);
     SumInRankOrder(part.dtype(), received.data(), count, ReduceOp::kSum);
     std::memcpy(part.raw(), received.data(), part.bytes());
   }
@@ -145,7 +146,8 @@ class MpiCommunicator : public Communicator {
     }
   }
 
-  // All-to-all of ranges: counts and begins in elements of `element` bytes; received ranges stand in rank order.
+  // All-to-all of ranges: counts and begins in elements of `element` bytes; received ranges stand
+  // in rank order.
   void Exchange(const char* send, const std::vector<int64_t>& send_counts,
                 const std::vector<int64_t>& send_begins, char* recv,
                 const std::vector<int64_t>& recv_counts, int element) {
@@ -165,7 +167,8 @@ class MpiCommunicator : public Communicator {
               "receive");
       }
     }
-    for (int step = 1; step < size(); ++step) {  // start with the next rank: no rank is everyone's first target
+    for (int step = 1; step < size();
+         ++step) {  // start with the next rank: no rank is everyone's first target
       const int r = (rank() + step) % size();
       const int64_t bytes = send_counts[r] * element;
       for (int64_t done = 0; done < bytes; done += kPieceBytes) {
@@ -175,7 +178,8 @@ class MpiCommunicator : public Communicator {
               "send");
       }
     }
-    Check(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE), "wait");
+    Check(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE),
+          "wait");
   }
 
   void SumInRankOrder(DType dtype, char* parts, int64_t count, ReduceOp op) {
@@ -215,7 +219,8 @@ absl::StatusOr<std::unique_ptr<MpiRuntime>> MpiRuntime::Start(int* argc, char***
   std::unique_ptr<MpiRuntime> runtime(new MpiRuntime());
   runtime->world_ = WrapMpiWorld();
   MPI_Comm host = MPI_COMM_NULL;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, runtime->world_->rank(), MPI_INFO_NULL, &host);
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, runtime->world_->rank(), MPI_INFO_NULL,
+                      &host);
   MPI_Comm_rank(host, &runtime->local_rank_);
   MPI_Comm_size(host, &runtime->local_size_);
   MPI_Comm_free(&host);

@@ -30,7 +30,8 @@ class MpiRuntime {
 // MPI's world as a Communicator, where somebody else runs MPI_Init (tests).
 std::unique_ptr<Communicator> WrapMpiWorld();
 
-// Prints `message` and the world's exit code is `exit_code`: every rank is stopped. Does not return.
+// Prints `message` and the world's exit code is `exit_code`: every rank is stopped. Does not
+// return.
 [[noreturn]] void AbortAllRanks(const std::string& message, int exit_code);
 
 }  // namespace baleen

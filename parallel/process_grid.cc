@@ -21,9 +21,8 @@ std::string NearestDivisors(int number, int wanted) {
   for (int d = 1; d <= number; ++d) {
     if (number % d == 0) divisors.push_back(d);
   }
-  std::stable_sort(divisors.begin(), divisors.end(), [&](int a, int b) {
-    return std::abs(a - wanted) < std::abs(b - wanted);
-  });
+  std::stable_sort(divisors.begin(), divisors.end(),
+                   [&](int a, int b) { return std::abs(a - wanted) < std::abs(b - wanted); });
   if (divisors.size() == 1) return absl::StrCat(divisors[0]);
   return absl::StrCat(divisors[0], " or ", divisors[1]);
 }
@@ -55,8 +54,8 @@ absl::StatusOr<ProcessGrid> ProcessGrid::Make(int world_size, const ParallelLayo
   if (stage_ranks % layout.expert != 0) {
     return ConfigError("parallelism.expert = ", layout.expert, " does not divide the ", stage_ranks,
                        " ranks of a pipeline stage (data ", grid.dp_size_, " x context ",
-                       layout.context, " x tensor ", layout.tensor, "); nearest that fit: ",
-                       NearestDivisors(stage_ranks, layout.expert));
+                       layout.context, " x tensor ", layout.tensor,
+                       "); nearest that fit: ", NearestDivisors(stage_ranks, layout.expert));
   }
   grid.edp_size_ = stage_ranks / layout.expert;
   return grid;

@@ -1,7 +1,9 @@
-// ProcessGrid: which rank does what. Arithmetic only; communicators are cut along it by grid_communicators.h.
+// ProcessGrid: which rank does what. Arithmetic only; communicators are cut along it by
+// grid_communicators.h.
 //
-// Dense axes [pp, dp, cp, tp], the last the fastest: tp neighbours are neighbouring ranks. Over the same ranks the
-// experts see axes [pp, edp, ep] with edp * ep = dp * cp * tp (folded: experts are not tensor-parallel).
+// Dense axes [pp, dp, cp, tp], the last the fastest: tp neighbours are neighbouring ranks. Over the
+// same ranks the experts see axes [pp, edp, ep] with edp * ep = dp * cp * tp (folded: experts are
+// not tensor-parallel).
 #pragma once
 
 #include <string>

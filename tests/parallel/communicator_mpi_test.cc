@@ -1,4 +1,5 @@
-// Collectives on real MPI ranks: sums in rank order, ranges, splits, agreement on errors, the flight record.
+// Collectives on real MPI ranks: sums in rank order, ranges, splits, agreement on errors, the
+// flight record.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -28,9 +29,11 @@ class CommunicatorTest : public ::testing::Test {
 };
 
 TEST_F(CommunicatorTest, AllReduceAddsInRankOrder) {
-  // 1e16 + 1 - 1e16 depends on the order of additions: rank order gives the value below on every rank.
+  // 1e16 + 1 - 1e16 depends on the order of additions: rank order gives the value below on every
+  // rank.
   const Tensor x = context_.Zeros(DType::kF64, {5});
-  for (int i = 0; i < 5; ++i) x.data<double>()[i] = (rank() % 2 == 0 ? 1e16 : 1.0) * (rank() == 2 ? -1 : 1);
+  for (int i = 0; i < 5; ++i)
+    x.data<double>()[i] = (rank() % 2 == 0 ? 1e16 : 1.0) * (rank() == 2 ? -1 : 1);
   world_->AllReduce("sum", x);
   double expected = 0;
   for (int r = 0; r < size(); ++r) expected += (r % 2 == 0 ? 1e16 : 1.0) * (r == 2 ? -1 : 1);
@@ -43,12 +46,13 @@ TEST_F(CommunicatorTest, AllReduceMaximumKeepsNaN) {
   x.data<float>()[1] = rank() == 0 ? NAN : 3.0f;
   world_->AllReduce("max", x, ReduceOp::kMax);
   EXPECT_EQ(x.data<float>()[0], static_cast<float>(size() - 1));
-  EXPECT_TRUE(std::isnan(x.data<float>()[1]) );
+  EXPECT_TRUE(std::isnan(x.data<float>()[1]));
 }
 
 TEST_F(CommunicatorTest, ReduceScatterThenAllGatherIsAllReduce) {
   const int64_t part_count = 7;
-  const Tensor whole = testing::RandomTensor(context_, DType::kF64, {part_count * size()}, 10 + rank());
+  const Tensor whole =
+      testing::RandomTensor(context_, DType::kF64, {part_count * size()}, 10 + rank());
   const Tensor summed = context_.Zeros(DType::kF64, {part_count * size()});
   std::memcpy(summed.raw(), whole.raw(), whole.bytes());
   world_->AllReduce("reference", summed);
@@ -72,7 +76,8 @@ TEST_F(CommunicatorTest, AllToAllVMovesUnevenRangesIncludingEmptyOnes) {
   const Tensor send = testing::IntTensorOf(context_, {static_cast<int64_t>(values.size())}, values);
   const Tensor recv = context_.Zeros(DType::kI32, {static_cast<int64_t>(expected.size())});
   world_->AllToAllV("exchange", send, send_counts, recv, recv_counts);
-  EXPECT_EQ(std::vector<int32_t>(recv.data<int32_t>(), recv.data<int32_t>() + expected.size()), expected);
+  EXPECT_EQ(std::vector<int32_t>(recv.data<int32_t>(), recv.data<int32_t>() + expected.size()),
+            expected);
 }
 
 TEST_F(CommunicatorTest, SendsAroundTheRing) {
@@ -112,7 +117,8 @@ TEST_F(CommunicatorTest, CutsTheGridAlongEveryAxis) {
 TEST_F(CommunicatorTest, AgreeReturnsTheLowestFailingRanksError) {
   EXPECT_THAT(Agree(*world_, absl::OkStatus()), IsOk());
   if (size() == 1) return;
-  const absl::Status mine = rank() >= size() - 2 ? DataError("shard ", rank(), " is gone") : absl::OkStatus();
+  const absl::Status mine =
+      rank() >= size() - 2 ? DataError("shard ", rank(), " is gone") : absl::OkStatus();
   EXPECT_THAT(Agree(*world_, mine),
               HasStatus(absl::StatusCode::kDataLoss,
                         absl::StrCat("rank ", size() - 2, ": shard ", size() - 2, " is gone")));

@@ -13,8 +13,9 @@ namespace {
 using testing::HasStatus;
 
 TEST(ProcessGrid, PutsTensorNeighboursOnNeighbouringRanks) {
-  ASSERT_OK_AND_ASSIGN(const ProcessGrid grid,
-                       ProcessGrid::Make(16, {.tensor = 2, .pipeline = 2, .expert = 4, .context = 2}));
+  ASSERT_OK_AND_ASSIGN(
+      const ProcessGrid grid,
+      ProcessGrid::Make(16, {.tensor = 2, .pipeline = 2, .expert = 4, .context = 2}));
   EXPECT_EQ(grid.dp_size(), 2);
   EXPECT_EQ(grid.edp_size(), 2);
   const ProcessGrid::Coordinates at = grid.At(13);
@@ -27,8 +28,9 @@ TEST(ProcessGrid, PutsTensorNeighboursOnNeighbouringRanks) {
 }
 
 TEST(ProcessGrid, GivesEveryRankOnePlaceOnBothSetsOfAxes) {
-  ASSERT_OK_AND_ASSIGN(const ProcessGrid grid,
-                       ProcessGrid::Make(24, {.tensor = 2, .pipeline = 3, .expert = 4, .context = 2}));
+  ASSERT_OK_AND_ASSIGN(
+      const ProcessGrid grid,
+      ProcessGrid::Make(24, {.tensor = 2, .pipeline = 3, .expert = 4, .context = 2}));
   std::set<int> dense, expert;
   for (int rank = 0; rank < 24; ++rank) {
     const auto at = grid.At(rank);
@@ -42,10 +44,11 @@ TEST(ProcessGrid, GivesEveryRankOnePlaceOnBothSetsOfAxes) {
 }
 
 TEST(ProcessGrid, SaysWhichProductIsWrongAndWhatWouldFit) {
-  EXPECT_THAT(ProcessGrid::Make(10, {.tensor = 4}),
-              HasStatus(absl::StatusCode::kInvalidArgument,
-                        "tensor 4 x pipeline 1 x context 1 = 4 does not divide the 10 ranks of this "
-                        "job; with this layout start 8 or 12 ranks"));
+  EXPECT_THAT(
+      ProcessGrid::Make(10, {.tensor = 4}),
+      HasStatus(absl::StatusCode::kInvalidArgument,
+                "tensor 4 x pipeline 1 x context 1 = 4 does not divide the 10 ranks of this "
+                "job; with this layout start 8 or 12 ranks"));
   EXPECT_THAT(ProcessGrid::Make(8, {.pipeline = 2, .expert = 3}),
               HasStatus(absl::StatusCode::kInvalidArgument,
                         "parallelism.expert = 3 does not divide the 4 ranks of a pipeline stage"));
