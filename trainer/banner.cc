@@ -1,0 +1,139 @@
+#include "trainer/banner.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "nlohmann/json.hpp"
+#include "trainer/flops.h"
+#include "trainer/version.h"
+
+namespace baleen {
+namespace {
+
+std::string Bytes(int64_t bytes) {
+  if (bytes < (int64_t{1} << 20))
+    return absl::StrFormat("%.1f KiB", static_cast<double>(bytes) / 1024);
+  if (bytes < (int64_t{1} << 30))
+    return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+  return absl::StrFormat("%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+}
+
+std::string TrainedText(const Recipe& recipe) {
+  std::vector<std::string> names;
+  for (const ParameterGroup group : recipe.trained) names.push_back(ParameterGroupName(group));
+  return absl::StrJoin(names, ", ");
+}
+
+}  // namespace
+
+std::string SourceSummaryText(const WeightSource& source) {
+  const FrozenSource frozen = source.AsFrozenSource();
+  if (source.checkpoint() == nullptr) {
+    return absl::StrCat("model     ", frozen.path, ": random weights from run.seed");
+  }
+  const Accounting& accounting = source.accounting();
+  std::string text =
+      absl::StrCat("model     ", frozen.path, ": ", accounting.loaded.size(), " tensors loaded, ",
+                   accounting.initialised.size(), " initialised, ", accounting.ignored.size(),
+                   " ignored (list: baleen inspect ", frozen.path, ")");
+  if (!accounting.initialised.empty()) {
+    absl::StrAppend(&text, "\n          the indexers are new: untrained until a stage trains them");
+  }
+  return text;
+}
+
+std::string StageBanner(TrainingStage& stage) {
+  const StageConfig& config = stage.config();
+  const Recipe& recipe = stage.recipe();
+  const TokenFlops flops = ModelFlopsPerToken(stage.model_config(), recipe, config.data.seq_length);
+  std::string text =
+      absl::StrCat("stage     ", config.name, ": attention ", std::string(Name(config.attention)),
+                   ", trains ", TrainedText(recipe), ", ", config.steps, " steps\n");
+  absl::StrAppend(&text, "grid      ", stage.grid().DebugString(), "\n");
+  absl::StrAppend(&text, "batch     ", config.global_batch_size, " sequences x ",
+                  config.data.seq_length, " = ", config.global_batch_size * config.data.seq_length,
+                  " tokens a step, micro batch ", config.micro_batch_size, "\n");
+  for (const SourceSummary& source : stage.train_data().Summary()) {
+    absl::StrAppend(&text, "data      ", source.path, ": ", source.num_documents, " documents, ",
+                    source.num_tokens, " tokens, ", absl::StrFormat("%.1f%%", 100 * source.share),
+                    "\n");
+  }
+  absl::StrAppend(&text, "kernels   attention ", recipe.kernel, "; indexer ",
+                  recipe.options.indexer_precision == IndexerPrecision::kFp8 ? "fp8 simulated"
+                                                                             : "full precision",
+                  recipe.options.hadamard ? " with Hadamard" : "", "; all ops: CPU definitions, ",
+                  std::string(DTypeName(stage.dtype())), "\n");
+  absl::StrAppend(&text, "memory    this rank holds");
+  for (const auto& [use, bytes] : stage.context().pool().Uses()) {
+    absl::StrAppend(&text, " ", use, " ", Bytes(bytes.bytes), ";");
+  }
+  absl::StrAppend(&text, absl::StrFormat(" before activations\nwork      %.3g model FLOPs a token",
+                                         flops.total));
+  return text;
+}
+
+std::string EnvironmentJson(int world_size) {
+  nlohmann::json json;
+  json["baleen"] = kVersion;
+  json["compiler"] = __VERSION__;
+  json["world_size"] = world_size;
+  char host[256] = "";
+  ::gethostname(host, sizeof(host) - 1);
+  json["host"] = host;
+  json["pid"] = ::getpid();
+  // Only what explains a run: a whole environment may hold secrets.
+  for (const char* name :
+       {"SLURM_JOB_ID", "SLURM_NNODES", "SLURM_RESTART_COUNT", "OMPI_COMM_WORLD_SIZE",
+        "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_NVLS_ENABLE"}) {
+    const char* value = std::getenv(name);
+    if (value != nullptr) json["variables"][name] = value;
+  }
+  return json.dump(2) + "\n";
+}
+
+StepRecord MakeStepRecord(TrainingStage& stage, const RunPosition& position,
+                          const StepResult& result, double lr, double seconds,
+                          int64_t memory_peak_bytes) {
+  const StageConfig& config = stage.config();
+  const auto tokens = static_cast<double>(config.global_batch_size * config.data.seq_length);
+  const TokenFlops flops =
+      ModelFlopsPerToken(stage.model_config(), stage.recipe(), config.data.seq_length);
+  StepRecord record;
+  record.step = position.step;
+  record.stage = config.name;
+  record.stage_step = position.stage_step;
+  record.stage_steps = config.steps;
+  record.consumed_tokens = position.consumed_tokens;
+  record.lm_loss = result.lm_loss;
+  record.mtp_loss = result.mtp_loss;
+  record.balance_loss = result.balance_loss;
+  record.indexer_kl = result.indexer_kl;
+  record.grad_norm_main = result.grad_norm_main;
+  record.grad_norm_indexer = result.grad_norm_indexer;
+  record.lr = lr;
+  record.step_seconds = seconds;
+  record.tokens_per_second = tokens / seconds;
+  record.tokens_per_second_per_device = record.tokens_per_second / stage.world().size();
+  record.model_tflops = flops.total * record.tokens_per_second / 1e12;
+  record.memory_peak_bytes = memory_peak_bytes;
+  record.expert_load_max_over_mean = result.expert_load_max_over_mean;
+  record.expert_load_min = result.expert_load_min;
+  record.expert_load = result.expert_load;
+  record.topk_mass = result.topk_mass;
+  record.topk_mass_of_best = result.topk_mass_of_best;
+  record.recall_at_k = result.recall_at_k;
+  record.topk_ties = result.topk_ties;
+  record.indexer_kl_per_layer = result.indexer_kl_per_layer;
+  record.topk_mass_per_layer = result.topk_mass_per_layer;
+  record.topk_mass_of_best_per_layer = result.topk_mass_of_best_per_layer;
+  record.recall_at_k_per_layer = result.recall_per_layer;
+  record.data_wait_seconds = result.data_wait_seconds;
+  record.skipped_steps = position.skipped_steps;
+  record.skipped = result.skipped;
+  return record;
+}
+
+}  // namespace baleen

@@ -1,0 +1,172 @@
+// The commands that read and write files and start no MPI: init, inspect, data, config.
+#include <cstdio>
+
+#include "absl/strings/str_split.h"
+#include "checkpoints/hf_init.h"
+#include "checkpoints/inspect_hf.h"
+#include "checkpoints/state_inspect.h"
+#include "checkpoints/state_manifest.h"
+#include "checkpoints/state_reader.h"
+#include "configs/schema/run_file.h"
+#include "data/build.h"
+#include "data/inspect_tokens.h"
+#include "kernels/core/file.h"
+#include "trainer/arguments.h"
+#include "trainer/commands.h"
+#include "trainer/parse_dtype.h"
+
+namespace baleen {
+namespace {
+
+void Print(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  if (!text.empty() && text.back() != '\n') std::fputc('\n', stdout);
+}
+
+absl::Status Healthy(bool healthy, const std::string& path) {
+  if (healthy) return absl::OkStatus();
+  return DataError(path, ": not healthy: see the lines marked above");
+}
+
+// The last line of a run's metrics and what its checkpoints hold.
+absl::Status InspectRun(const std::string& path, StateDepth depth) {
+  std::string text = absl::StrCat("run directory ", path, "\n");
+  const std::string metrics = JoinPath(path, "metrics.jsonl");
+  if (FileExists(metrics)) {
+    ASSIGN_OR_RETURN(const std::string lines, ReadFile(metrics, int64_t{1} << 32));
+    const std::vector<std::string> all = absl::StrSplit(lines, '\n', absl::SkipEmpty());
+    absl::StrAppend(
+        &text, "metrics.jsonl: ", all.size(), " records",
+        all.empty() ? std::string() : absl::StrCat("; the last: ", all.back().substr(0, 600)),
+        "\n");
+  }
+  Print(text);
+  const std::string checkpoints = JoinPath(path, "checkpoints");
+  if (!DirectoryExists(checkpoints)) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const StateReport report, InspectState(checkpoints, depth));
+  Print(report.text);
+  return Healthy(report.healthy, checkpoints);
+}
+
+}  // namespace
+
+absl::Status InitCommand(const Arguments& arguments, int*, char***) {
+  ASSIGN_OR_RETURN(const ParsedArguments parsed,
+                   ParsedArguments::Parse("init", arguments, {{"to"}, {"dtype"}, {"seed"}}));
+  RETURN_IF_ERROR(parsed.CheckPositional(
+      1, 1, "baleen init MODEL.yaml --to DIR [--dtype fp8|bf16] [--seed N]"));
+  if (!parsed.Has("to")) return ConfigError("baleen init: --to DIR is missing");
+  InitRequest request;
+  ASSIGN_OR_RETURN(request.model, LoadModelYaml(parsed.positional()[0]));
+  ASSIGN_OR_RETURN(request.dtype, ParseExportDType("init", parsed.Value("dtype", "fp8")));
+  ASSIGN_OR_RETURN(const int64_t seed, parsed.Integer("seed", 0, 0));
+  request.init.seed = static_cast<uint64_t>(seed);
+  request.init.standard_deviation = request.model.initializer_range;
+  RETURN_IF_ERROR(InitHfCheckpoint(request, parsed.Value("to", "")));
+  Print(absl::StrCat("wrote ", parsed.Value("to", "")));
+  return absl::OkStatus();
+}
+
+absl::Status InspectCommand(const Arguments& arguments, int*, char***) {
+  ASSIGN_OR_RETURN(const ParsedArguments parsed,
+                   ParsedArguments::Parse("inspect", arguments, {{"verify", false}}));
+  RETURN_IF_ERROR(parsed.CheckPositional(1, 1, "baleen inspect PATH [--verify]"));
+  const std::string& path = parsed.positional()[0];
+  const bool verify = parsed.Has("verify");
+  const StateDepth depth = verify ? StateDepth::kContents : StateDepth::kManifest;
+  if (FileExists(JoinPath(path, "config.json"))) {
+    ASSIGN_OR_RETURN(const InspectReport report,
+                     InspectHf(path, verify ? InspectDepth::kValues : InspectDepth::kHeaders));
+    Print(report.text);
+    return Healthy(report.healthy, path);
+  }
+  if (FileExists(JoinPath(path, kManifestName))) {
+    ASSIGN_OR_RETURN(const StateReport report, InspectState(path, depth));
+    Print(report.text);
+    return Healthy(report.healthy, path);
+  }
+  if (FileExists(JoinPath(path, "run.yaml")) || DirectoryExists(JoinPath(path, "checkpoints"))) {
+    return InspectRun(path, depth);
+  }
+  if (DirectoryExists(path)) {
+    ASSIGN_OR_RETURN(const std::vector<StateDirectory> states, ListStates(path));
+    if (states.empty()) {
+      return DataError(path, ": found neither config.json (a Hugging Face checkpoint), nor ",
+                       kManifestName,
+                       " (a training state), nor step-XXXXXXXX (training states), nor run.yaml (a "
+                       "run directory)");
+    }
+    ASSIGN_OR_RETURN(const StateReport report, InspectState(path, depth));
+    Print(report.text);
+    return Healthy(report.healthy, path);
+  }
+  ASSIGN_OR_RETURN(const std::string report,
+                   InspectTokens(path, verify ? TokenScan::kAllTokens : TokenScan::kIndexOnly));
+  Print(report);
+  return absl::OkStatus();
+}
+
+absl::Status DataCommand(const Arguments& arguments, int*, char***) {
+  if (arguments.empty() || arguments[0] != "build") {
+    return ConfigError(
+        "baleen data: expected 'build'; usage: baleen data build IN... --to PREFIX --tokenizer "
+        "bytes");
+  }
+  ASSIGN_OR_RETURN(const ParsedArguments parsed,
+                   ParsedArguments::Parse("data build", {arguments.begin() + 1, arguments.end()},
+                                          {{"to"},
+                                           {"tokenizer"},
+                                           {"append-eod", false},
+                                           {"document-per"},
+                                           {"extensions"},
+                                           {"max-file-bytes"},
+                                           {"eod-token"}}));
+  RETURN_IF_ERROR(parsed.CheckPositional(
+      1, -1, "baleen data build IN... --to PREFIX --tokenizer bytes|tokenizer.json"));
+  BuildOptions options;
+  options.documents.inputs = parsed.positional();
+  options.prefix = parsed.Value("to", "");
+  if (options.prefix.empty()) return ConfigError("baleen data build: --to PREFIX is missing");
+  options.tokenizer.tokenizer = parsed.Value("tokenizer", "bytes");
+  options.tokenizer.eod_token = parsed.Value("eod-token", "");
+  options.append_eod = parsed.Has("append-eod");
+  const std::string per = parsed.Value("document-per", "file");
+  if (per != "file" && per != "directory") {
+    return ConfigError("baleen data build: --document-per = '", per,
+                       "': expected file or directory");
+  }
+  options.documents.document_per = per == "file" ? DocumentPer::kFile : DocumentPer::kDirectory;
+  if (parsed.Has("extensions")) {
+    options.documents.extensions =
+        absl::StrSplit(parsed.Value("extensions", ""), ',', absl::SkipEmpty());
+  }
+  ASSIGN_OR_RETURN(options.documents.max_file_bytes, parsed.Integer("max-file-bytes", 0, 0));
+  ASSIGN_OR_RETURN(const BuildReport report, BuildTokens(options));
+  Print(Describe(report, options.prefix));
+  return absl::OkStatus();
+}
+
+absl::Status ConfigCommand(const Arguments& arguments, int*, char***) {
+  const std::string usage =
+      "baleen config check|print RUN.yaml [key=value ...], or baleen config schema|reference";
+  if (arguments.empty()) return ConfigError("baleen config: usage: ", usage);
+  if (arguments[0] == "schema") {
+    Print(RunConfigJsonSchema());
+    return absl::OkStatus();
+  }
+  if (arguments[0] == "reference") {
+    Print(RunConfigReference());
+    return absl::OkStatus();
+  }
+  if (arguments[0] != "check" && arguments[0] != "print") {
+    return ConfigError("baleen config: '", arguments[0], "' is none of its words; usage: ", usage);
+  }
+  if (arguments.size() < 2)
+    return ConfigError("baleen config ", arguments[0], ": no run file; usage: ", usage);
+  ASSIGN_OR_RETURN(const LoadedRun loaded,
+                   LoadRunConfig(arguments[1], {arguments.begin() + 2, arguments.end()}));
+  Print(arguments[0] == "print" ? PrintRunConfig(loaded) : absl::StrCat(arguments[1], ": ok"));
+  return absl::OkStatus();
+}
+
+}  // namespace baleen

@@ -1,0 +1,141 @@
+#include "trainer/model/indexer.h"
+
+#include <algorithm>
+
+#include "kernels/ops/elementwise.h"
+#include "kernels/ops/fp8_simulate.h"
+#include "kernels/ops/hadamard.h"
+#include "kernels/ops/indexer_scores.h"
+#include "kernels/ops/layer_norm.h"
+#include "kernels/ops/matmul.h"
+
+namespace baleen {
+namespace {
+
+constexpr double kLayerNormEps =
+    1e-6;  // the checkpoint's, not the frameworks' default 1e-5 (spec gotcha 3)
+constexpr int64_t kFp8Group = 128;  // one scale per token and head
+
+}  // namespace
+
+Indexer::Indexer(const ModelConfig& config, const std::string& prefix, ParameterStore& store)
+    : heads_(config.index_n_heads), width_(config.index_head_dim), rope_(config.qk_rope_head_dim) {
+  const std::string indexer = prefix + ".self_attn.indexer.";
+  const auto declare = [&](const char* name, Shape shape) {
+    return store.Declare(indexer + name, std::move(shape), ParameterGroup::kIndexer);
+  };
+  wq_b_ = declare("wq_b.weight", {heads_ * width_, config.q_lora_rank});
+  wk_ = declare("wk.weight", {width_, config.hidden_size});
+  k_norm_weight_ = declare("k_norm.weight", {width_});
+  k_norm_bias_ = declare("k_norm.bias", {width_});
+  weights_proj_ = declare("weights_proj.weight", {heads_, config.hidden_size});
+}
+
+// Rotation of the first columns, Hadamard and FP8 rounding of [T, n, J], in this order; x is
+// rotated in place.
+Tensor Indexer::Transform(const ModelContext& model, const Batch& batch, const Tensor& x) const {
+  ApplyRope(model.context, PerHead(x).Columns(0, rope_), batch.positions_T, model.rope,
+            RopeLayout::kHalfSplit, RopeDirection::kForward);
+  Tensor y = x;
+  if (model.options.hadamard) y = HadamardTransform(model.context, y);
+  if (model.options.indexer_precision == IndexerPrecision::kFp8) {
+    y = SimulateFp8(model.context, y, std::min(kFp8Group, width_));
+  }
+  return y;
+}
+
+Tensor Indexer::TransformBackward(const ModelContext& model, const Batch& batch,
+                                  const Tensor& dy) const {
+  const Tensor dx = model.options.hadamard ? HadamardTransform(model.context, dy) : dy;
+  ApplyRope(model.context, PerHead(dx).Columns(0, rope_), batch.positions_T, model.rope,
+            RopeLayout::kHalfSplit, RopeDirection::kBackward);
+  return dx;
+}
+
+void Indexer::Forward(const ModelContext& model, const Batch& batch, const Tensor& x,
+                      const Tensor& qr, Saved& saved) const {
+  const Context& context = model.context;
+  const ParameterStore& weights = model.parameters;
+  const int64_t rows = x.dim(0);
+  saved.x = x;
+  saved.qr = qr;
+  saved.q_TIJ = Transform(
+      model, batch, Linear(context, qr, weights.value(wq_b_)).Reshaped({rows, heads_, width_}));
+  saved.k_pre = Linear(context, x, weights.value(wk_));
+  const LayerNormResult k_norm = LayerNorm(context, saved.k_pre, weights.value(k_norm_weight_),
+                                           weights.value(k_norm_bias_), kLayerNormEps);
+  saved.k_mean = k_norm.mean;
+  saved.k_rstd = k_norm.rstd;
+  saved.k_SJ =
+      Transform(model, batch, k_norm.y.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
+  saved.w_TI = Linear(context, x, weights.value(weights_proj_));
+  ScaleInPlace(context, saved.w_TI, model.config.index_scale());
+}
+
+TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
+                           const Saved& saved) const {
+  const Context& context = model.context;
+  const int64_t rows = saved.q_TIJ.dim(0);
+  const int64_t topk = model.config.index_topk;
+  TopkResult result;
+  result.ids_TK = context.Empty(DType::kI32, {rows, topk});
+  result.ties_T = context.Empty(DType::kI32, {rows});
+  result.nan_row_1 = context.Empty(DType::kI32, {1});
+  result.nan_row_1.data<int32_t>()[0] = -1;
+  for (int64_t begin = 0; begin < rows; begin += model.options.query_chunk) {
+    const int64_t end = std::min(rows, begin + model.options.query_chunk);
+    const KeyWindows windows{batch.windows.begin_T.Rows(begin, end),
+                             batch.windows.end_T.Rows(begin, end)};
+    const Tensor scores = IndexerScores(context, saved.q_TIJ.Rows(begin, end), saved.k_SJ,
+                                        saved.w_TI.Rows(begin, end), windows);
+    const TopkResult chunk = TopkSelect(context, scores, windows, topk);
+    Copy(context, chunk.ids_TK, result.ids_TK.Rows(begin, end));
+    Copy(context, chunk.ties_T, result.ties_T.Rows(begin, end));
+    const int32_t nan_row = chunk.nan_row_1.data<int32_t>()[0];
+    int32_t& first = result.nan_row_1.data<int32_t>()[0];
+    if (nan_row >= 0 && first < 0) first = static_cast<int32_t>(begin) + nan_row;
+  }
+  return result;
+}
+
+Tensor Indexer::SparseLossBackward(const ModelContext& model, const Batch& batch,
+                                   const Tensor& ids_TK, const Tensor& target_TK, double grad_scale,
+                                   const Saved& saved) const {
+  const Tensor dk = model.context.Zeros(saved.k_SJ.dtype(), saved.k_SJ.shape());
+  const double target_scale = 1.0 / static_cast<double>(model.config.num_attention_heads);
+  IndexerLossResult loss = SparseIndexerLoss(model.context, saved.q_TIJ, saved.k_SJ, saved.w_TI,
+                                             ids_TK, target_TK, target_scale, grad_scale, dk);
+  BackwardWeight(model, batch, loss, dk, saved);
+  return loss.loss_T;
+}
+
+Tensor Indexer::DenseLossBackward(const ModelContext& model, const Batch& batch,
+                                  const DenseTarget& target, double grad_scale,
+                                  const Saved& saved) const {
+  const Tensor dk = model.context.Zeros(saved.k_SJ.dtype(), saved.k_SJ.shape());
+  IndexerLossResult loss =
+      DenseIndexerLoss(model.context, saved.q_TIJ, saved.k_SJ, saved.w_TI, target, batch.windows,
+                       grad_scale, model.options.key_tile, dk);
+  BackwardWeight(model, batch, loss, dk, saved);
+  return loss.loss_T;
+}
+
+void Indexer::BackwardWeight(const ModelContext& model, const Batch& batch, IndexerLossResult& loss,
+                             Tensor dk_SJ, const Saved& saved) const {
+  const Context& context = model.context;
+  const ParameterStore& weights = model.parameters;
+  const int64_t rows = saved.x.dim(0);
+  ScaleInPlace(context, loss.dw_TI, model.config.index_scale());
+  LinearBackwardWeight(context, loss.dw_TI, saved.x, weights.grad(weights_proj_));
+  const Tensor dq = TransformBackward(model, batch, loss.dq_TIJ).Reshaped({rows, heads_ * width_});
+  LinearBackwardWeight(context, dq, saved.qr, weights.grad(wq_b_));
+  const Tensor dk =
+      TransformBackward(model, batch, dk_SJ.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
+  LayerNormBackwardWeight(context, dk, saved.k_pre, saved.k_mean, saved.k_rstd,
+                          weights.grad(k_norm_weight_), weights.grad(k_norm_bias_));
+  const Tensor dk_pre = LayerNormBackwardInput(
+      context, dk, saved.k_pre, weights.value(k_norm_weight_), saved.k_mean, saved.k_rstd);
+  LinearBackwardWeight(context, dk_pre, saved.x, weights.grad(wk_));
+}
+
+}  // namespace baleen

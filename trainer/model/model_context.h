@@ -1,0 +1,91 @@
+// What every module is handed: the device, the sizes, the parameters, the options of DSA; and one
+// microbatch.
+#pragma once
+
+#include <vector>
+
+#include "configs/schema/model_config.h"
+#include "kernels/core/context.h"
+#include "kernels/ops/attention.h"
+#include "kernels/ops/rope.h"
+#include "trainer/model/parameter_store.h"
+
+namespace baleen {
+
+// How attention runs in this training stage.
+enum class AttentionForm : uint8_t {
+  kDense,        // all causal keys, 192/128 heads
+  kSparse,       // selected keys, absorbed 576/512 heads
+  kMaskedDense,  // selected keys, 192/128 heads: the same mathematics, cheaper for short sequences
+};
+
+enum class IndexerPrecision : uint8_t {
+  kFull,
+  kFp8
+};  // kFp8: q and k rounded through E4M3 (spec 1.5)
+
+// What a block keeps between forward and backward; the rest is computed again with the same bits.
+enum class RecomputeMode : uint8_t {
+  kNone,       // everything is kept
+  kSelective,  // q, k, v of attention and the inner activations of MLPs and experts are made again
+  kFull,       // only the block's input and the selected ids are kept
+};
+
+// Where the indexers' loss is formed, if anywhere.
+enum class IndexerLossKind : uint8_t {
+  kNone,    // plain dense training, evaluation
+  kDense,   // warm-up: over all causal keys, in the forward pass
+  kSparse,  // over the selected keys, in the backward pass
+};
+
+// Who chooses the keys. The controls show what the indexer is worth (baleen eval).
+enum class SelectionKind : uint8_t {
+  kIndexer,
+  kRandom,  // uniformly from the window, a function of (layer, row)
+  kLast,    // the most recent keys: a sliding window
+};
+
+struct ModelOptions {
+  SelectionKind selection = SelectionKind::kIndexer;
+  AttentionForm attention = AttentionForm::kDense;
+  IndexerLossKind indexer_loss = IndexerLossKind::kNone;
+  IndexerPrecision indexer_precision = IndexerPrecision::kFull;
+  RecomputeMode recompute = RecomputeMode::kNone;
+  bool hadamard = false;
+  int64_t query_chunk = 512;  // query rows whose scores are held at once
+  int64_t key_tile = 256;     // keys of one tile of the dense warm-up loss
+  int64_t head_chunk = 1024;  // rows whose logits are held at once
+};
+
+struct ModelContext {
+  Context& context;
+  const ModelConfig& config;
+  const ModelOptions& options;
+  const ParameterStore& parameters;
+  const RopeTable& rope;
+};
+
+// One microbatch as tensors (data/loader.h has the rules). T = rows = sequences * sequence length.
+struct Batch {
+  int64_t num_sequences = 0;
+  int64_t seq_length = 0;
+  Tensor tokens_T;       // kI32, as all of them
+  Tensor targets_T;      // -1: no loss
+  Tensor mtp_tokens_T;   // token t+1, the MTP module's second input
+  Tensor mtp_targets_T;  // token t+2, -1: no loss
+  Tensor positions_T;    // RoPE position of each row
+  KeyWindows windows;    // keys each row may attend to: [document or sample begin, row + 1)
+  Tensor sequence_T;     // which sequence of the microbatch a row belongs to
+  int64_t num_rows() const { return num_sequences * seq_length; }
+};
+
+// What one division makes means of the step's sums: global counts over all microbatches and ranks
+// (architecture 4).
+struct LossScales {
+  double lm = 0;       // 1 / valid targets of the step
+  double mtp = 0;      // lambda / valid MTP targets of the step
+  double kl = 0;       // indexer_loss_coeff / query rows of the step
+  double balance = 0;  // alpha / sequences of the step
+};
+
+}  // namespace baleen

@@ -1,0 +1,107 @@
+#include "trainer/model/parameter_store.h"
+
+#include <algorithm>
+
+#include "kernels/core/check.h"
+
+namespace baleen {
+namespace {
+
+// Every parameter (or stack) starts on 64 elements, so that vector loads of any dtype are aligned.
+constexpr int64_t kAlignment = 64;
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
+const char* ParameterGroupName(ParameterGroup group) {
+  switch (group) {
+    case ParameterGroup::kMain:
+      return "main";
+    case ParameterGroup::kExpert:
+      return "expert";
+    case ParameterGroup::kIndexer:
+      return "indexer";
+    case ParameterGroup::kBuffer:
+      return "buffer";
+  }
+  return "";
+}
+
+int ParameterStore::Declare(std::string name, Shape global_shape, ParameterGroup group,
+                            bool stacked) {
+  Box box = WholeBox(global_shape);
+  return DeclareBox(std::move(name), std::move(global_shape), std::move(box), group, stacked);
+}
+
+int ParameterStore::DeclareBox(std::string name, Shape global_shape, Box box, ParameterGroup group,
+                               bool stacked) {
+  const int id = static_cast<int>(parameters_.size());
+  CHECK(ids_.emplace(name, id).second) << name << " declared twice";
+  CHECK(!stacked || (id > 0 && parameters_[id - 1].group == group)) << name << " cannot be stacked";
+  Parameter parameter;
+  parameter.name = std::move(name);
+  parameter.weight_decay = global_shape.size() >= 2;
+  parameter.global_shape = std::move(global_shape);
+  parameter.box = std::move(box);
+  parameter.group = group;
+  FlatBuffer& buffer = buffers_[static_cast<int>(group)];
+  parameter.begin = stacked ? buffer.elements : RoundUp(buffer.elements, kAlignment);
+  buffer.elements = parameter.begin + NumElements(parameter.box.extent);
+  parameters_.push_back(std::move(parameter));
+  stacked_.push_back(stacked);
+  return id;
+}
+
+void ParameterStore::Allocate(Context& context, DType dtype, int shards,
+                              const std::vector<ParameterGroup>& trained) {
+  for (int g = 0; g < kNumParameterGroups; ++g) {
+    FlatBuffer& buffer = buffers_[g];
+    const int64_t padded = RoundUp(buffer.elements, kAlignment * shards);
+    {
+      const ScopedUse use(context, "parameters");
+      buffer.value = context.Zeros(dtype, {padded});
+    }
+    if (std::find(trained.begin(), trained.end(), static_cast<ParameterGroup>(g)) !=
+        trained.end()) {
+      const ScopedUse use(context, "gradients");
+      buffer.grad = context.Zeros(dtype, {padded});
+    }
+  }
+  for (Parameter& parameter : parameters_) {
+    const FlatBuffer& buffer = buffers_[static_cast<int>(parameter.group)];
+    const int64_t count = NumElements(parameter.box.extent);
+    parameter.value = buffer.value.Flat(parameter.begin, count).Reshaped(parameter.box.extent);
+    if (!buffer.grad.empty()) {
+      parameter.grad = buffer.grad.Flat(parameter.begin, count).Reshaped(parameter.box.extent);
+    }
+  }
+}
+
+Tensor ParameterStore::Stacked(const Tensor& buffer, int first, int count) const {
+  const Parameter& front = parameters_[first];
+  for (int id = first + 1; id < first + count; ++id) {
+    CHECK(stacked_[id] && parameters_[id].box.extent == front.box.extent) << parameters_[id].name;
+  }
+  Shape shape = front.box.extent;
+  const int64_t elements = NumElements(shape);
+  shape.insert(shape.begin(), count);
+  return buffer.Flat(front.begin, elements * count).Reshaped(shape);
+}
+
+Tensor ParameterStore::StackedValue(int first, int count) const {
+  return Stacked(buffer(parameters_[first].group).value, first, count);
+}
+
+Tensor ParameterStore::StackedGrad(int first, int count) const {
+  return Stacked(buffer(parameters_[first].group).grad, first, count);
+}
+
+int ParameterStore::Find(const std::string& name) const {
+  const auto found = ids_.find(name);
+  return found == ids_.end() ? -1 : found->second;
+}
+
+}  // namespace baleen

@@ -1,0 +1,82 @@
+// ParameterStore: every parameter of a rank, as views into a few flat buffers.
+//
+// Modules declare what they need, then Allocate lays all of it out: one buffer of values per group,
+// and one of gradients for the groups that train in this stage. Zero, reduce, norm, update and save
+// are loops over ranges of those buffers (ZeRO-1 cuts them evenly); a frozen group owns no gradient
+// at all.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/core/box.h"
+#include "kernels/core/context.h"
+
+namespace baleen {
+
+// Decides the flat buffer, the clip group and the ranks that share the parameter.
+enum class ParameterGroup : uint8_t {
+  kMain,     // dense parameters of the model: shared over dp x cp, clip group main
+  kExpert,   // routed experts: shared over edp, clip group main
+  kIndexer,  // lightning indexers: shared over dp x cp, clip group indexer
+  kBuffer,   // e_score_correction_bias: no gradient, changed by its own rule
+};
+constexpr int kNumParameterGroups = 4;
+const char* ParameterGroupName(ParameterGroup group);
+
+struct Parameter {
+  std::string name;  // the checkpoint's
+  Shape global_shape;
+  Box box;  // what this rank holds of it
+  ParameterGroup group = ParameterGroup::kMain;
+  bool weight_decay = true;  // matrices decay, vectors (norms, biases) do not
+  int64_t begin = 0;         // first element in the group's flat buffer
+  Tensor value;
+  Tensor grad;  // empty while the group is frozen
+};
+
+struct FlatBuffer {
+  Tensor value;  // [padded]
+  Tensor grad;   // [padded], empty while frozen
+  int64_t elements = 0;
+};
+
+class ParameterStore {
+ public:
+  // Declares a parameter held whole, or the box of it that this rank holds. Returns its id.
+  // `stacked`: it must follow the parameter declared before it without a gap (experts of one layer
+  // form one [L, out, in] operand).
+  int Declare(std::string name, Shape global_shape, ParameterGroup group, bool stacked = false);
+  int DeclareBox(std::string name, Shape global_shape, Box box, ParameterGroup group,
+                 bool stacked = false);
+
+  // Lays the buffers out in `dtype`; each is padded to a multiple of `shards` elements so that
+  // ZeRO-1 cuts it evenly. trained[group] says which groups get gradients. Values are zero until
+  // loaded.
+  void Allocate(Context& context, DType dtype, int shards,
+                const std::vector<ParameterGroup>& trained);
+
+  const Parameter& at(int id) const { return parameters_[id]; }
+  const Tensor& value(int id) const { return parameters_[id].value; }
+  const Tensor& grad(int id) const { return parameters_[id].grad; }
+  bool trains(int id) const { return !parameters_[id].grad.empty(); }
+  // Parameters first .. first + count - 1, declared stacked and of one shape, as [count, shape...].
+  Tensor StackedValue(int first, int count) const;
+  Tensor StackedGrad(int first, int count) const;
+
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const FlatBuffer& buffer(ParameterGroup group) const { return buffers_[static_cast<int>(group)]; }
+  int64_t num_elements(ParameterGroup group) const { return buffer(group).elements; }
+  // -1 when there is none of that name.
+  int Find(const std::string& name) const;
+
+ private:
+  Tensor Stacked(const Tensor& buffer, int first, int count) const;
+  std::vector<Parameter> parameters_;
+  std::vector<bool> stacked_;
+  std::map<std::string, int> ids_;
+  FlatBuffer buffers_[kNumParameterGroups];
+};
+
+}  // namespace baleen

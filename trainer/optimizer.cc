@@ -1,0 +1,116 @@
+#include "trainer/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/ops/adamw.h"
+#include "kernels/ops/elementwise.h"
+#include "kernels/ops/reduce.h"
+
+namespace baleen {
+
+Optimizer::Optimizer(Context& context, const ParameterStore& parameters,
+                     const OptimizerConfig& config, const std::vector<ParameterGroup>& trained,
+                     const GridCommunicators& grid, Communicator& world)
+    : context_(context), parameters_(parameters), config_(config), world_(world) {
+  const ScopedUse use(context, "optimizer");
+  for (const ParameterGroup group : trained) {
+    if (parameters.num_elements(group) == 0) continue;
+    const Tensor& value = parameters.buffer(group).value;
+    OptimizerShard shard;
+    shard.group = group;
+    shard.axis = group == ParameterGroup::kExpert ? grid.edp.get() : grid.dp_cp.get();
+    CHECK_EQ(value.num_elements() % shard.axis->size(), 0);
+    shard.count = value.num_elements() / shard.axis->size();
+    shard.begin = shard.count * shard.axis->rank();
+    shard.m = context.Zeros(value.dtype(), {shard.count});
+    shard.v = context.Zeros(value.dtype(), {shard.count});
+    shards_.push_back(shard);
+    Clip& clip = ClipOf(group);
+    clip.used = true;
+    clip.max_norm =
+        group == ParameterGroup::kIndexer ? config.clip_grad.indexer : config.clip_grad.main;
+    clip.sum_of_squares_1 = context.Zeros(DType::kF64, {1});
+    clip.control_2 = context.Zeros(value.dtype(), {2});
+  }
+}
+
+void Optimizer::ZeroGradients() {
+  for (const OptimizerShard& shard : shards_)
+    FillZero(context_, parameters_.buffer(shard.group).grad);
+}
+
+void Optimizer::ReduceGradients() {
+  for (const OptimizerShard& shard : shards_) {
+    const Tensor& grad = parameters_.buffer(shard.group).grad;
+    shard.axis->ReduceScatter("gradients", grad, grad.Flat(shard.begin, shard.count));
+  }
+}
+
+void Optimizer::ComputeNorms() {
+  for (Clip& clip : clips_) {
+    if (clip.used) FillZero(context_, clip.sum_of_squares_1);
+  }
+  for (const OptimizerShard& shard : shards_) {
+    AddSumOfSquares(context_, parameters_.buffer(shard.group).grad.Flat(shard.begin, shard.count),
+                    ClipOf(shard.group).sum_of_squares_1);
+  }
+  // Own ranges are disjoint over the ranks of a data-parallel axis: their sum counts every element
+  // once.
+  for (Clip& clip : clips_) {
+    if (!clip.used) continue;
+    world_.AllReduce("grad norm", clip.sum_of_squares_1);
+    ClipControl(context_, clip.sum_of_squares_1, clip.max_norm, clip.control_2);
+  }
+  // All ranks and both groups skip together: a step is taken whole or not at all.
+  if (clips_[0].used && clips_[1].used) {
+    ShareSkipFlag(context_, clips_[0].control_2, clips_[1].control_2);
+  }
+}
+
+void Optimizer::Update(double lr, int64_t step) {
+  AdamwParams params{.lr = lr,
+                     .beta1 = config_.betas[0],
+                     .beta2 = config_.betas[1],
+                     .eps = config_.eps,
+                     .weight_decay = 0,
+                     .step = step};
+  for (const OptimizerShard& shard : shards_) {
+    const FlatBuffer& buffer = parameters_.buffer(shard.group);
+    const Tensor& control = ClipOf(shard.group).control_2;
+    for (const Parameter& parameter : parameters_.parameters()) {
+      if (parameter.group != shard.group) continue;
+      const int64_t begin = std::max(parameter.begin, shard.begin);
+      const int64_t end =
+          std::min(parameter.begin + parameter.value.num_elements(), shard.begin + shard.count);
+      if (begin >= end) continue;
+      params.weight_decay = parameter.weight_decay ? config_.weight_decay : 0;
+      AdamwUpdate(context_, params, buffer.value.Flat(begin, end - begin),
+                  buffer.grad.Flat(begin, end - begin),
+                  shard.m.Flat(begin - shard.begin, end - begin),
+                  shard.v.Flat(begin - shard.begin, end - begin), control);
+    }
+  }
+}
+
+void Optimizer::GatherParameters() {
+  for (const OptimizerShard& shard : shards_) {
+    const Tensor& value = parameters_.buffer(shard.group).value;
+    shard.axis->AllGather("parameters", value.Flat(shard.begin, shard.count), value);
+  }
+}
+
+std::optional<double> Optimizer::Norm(ClipGroup group) const {
+  const Clip& clip = clips_[static_cast<int>(group)];
+  if (!clip.used) return std::nullopt;
+  return std::sqrt(clip.sum_of_squares_1.data<double>()[0]);
+}
+
+bool Optimizer::skipped() const {
+  for (const Clip& clip : clips_) {
+    if (clip.used && !std::isfinite(clip.sum_of_squares_1.data<double>()[0])) return true;
+  }
+  return false;
+}
+
+}  // namespace baleen
