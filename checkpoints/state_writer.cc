@@ -236,4 +236,17 @@ absl::StatusOr<PruneResult> PruneStates(const std::string& dir, int keep) {
   return result;
 }
 
+absl::Status SweepTemporary(const std::string& dir) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, ListNames(dir));
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(dir, name);
+    if (ParseStateName(name).entry == StateEntry::kTemporary) {
+      RETURN_IF_ERROR(RemoveDirectory(path));
+    } else if (absl::StartsWith(name, absl::StrCat(kLatestName, ".tmp."))) {
+      ::unlink(path.c_str());
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace baleen

@@ -65,4 +65,8 @@ struct PruneResult {
 // half state behind.
 absl::StatusOr<PruneResult> PruneStates(const std::string& dir, int keep);
 
+// Removes what interrupted saves and removals left (`*.tmp.*`), states never. By the owner of the
+// run lock only, with no save in flight: when a run starts, and as part of PruneStates.
+absl::Status SweepTemporary(const std::string& dir);
+
 }  // namespace baleen

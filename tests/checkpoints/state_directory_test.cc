@@ -124,6 +124,18 @@ TEST(StateBegin, SaysHowManyBytesAreNeededAndFree) {
   EXPECT_TRUE(Names(dir.path()).empty());
 }
 
+TEST(StateSweep, RemovesWhatWasInterruptedAndNoState) {
+  const TemporaryDirectory dir;
+  ASSERT_THAT(SaveState(dir.path(), 1, {kWeight}, WholeLayout({kWeight})), IsOk());
+  std::filesystem::create_directory(dir.path() + "/step-00000002.tmp.77");
+  std::filesystem::create_directory(dir.path() + "/step-00000000.tmp.prune");
+  testing::WriteText(dir.path() + "/step-00000000.tmp.prune/rank-00000.h5", "half");
+  std::filesystem::create_directory(dir.path() + "/step-00000000.corrupt");
+  EXPECT_THAT(SweepTemporary(dir.path()), IsOk());
+  EXPECT_THAT(Names(dir.path()),
+              ElementsAre("latest", "step-00000000.corrupt", "step-00000001"));
+}
+
 TEST(StatePrune, KeepsTheNewestThatVerifyAndSweepsWhatWasInterrupted) {
   const TemporaryDirectory dir;
   for (const int step : {1, 2, 3, 4, 5}) {
