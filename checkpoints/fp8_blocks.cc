@@ -1,3 +1,5 @@
+// Plain loops over blocks. E4M3 has 256 values, so reading is a table; writing divides by a power
+// of two, which is exact, so the only rounding is that to three mantissa bits.
 #include "checkpoints/fp8_blocks.h"
 
 #include <algorithm>

@@ -80,6 +80,7 @@ class Accountant {
       Error(where, ": found dtype ", DTypeName(found.dtype),
             ", expected F8_E4M3, BF16, F32 or F64");
     } else if (checkpoint_.Find(ScaleName(entry.name)) != nullptr) {
+      // Half a conversion: was the weight multiplied already, or is it raw?
       Error(where, ": found dtype ", DTypeName(found.dtype), " with a scale ",
             ScaleName(entry.name), ", expected F8_E4M3 or no scale");
     }
@@ -130,6 +131,8 @@ class Accountant {
     }
   }
 
+  // An unknown tensor is an error, not a remark: a bias or a 257th expert would change the model
+  // silently.
   void TakeUnknown(const std::string& name) {
     const std::string shown = EscapeControl(name);
     if (absl::EndsWith(name, ".rotary_emb.inv_freq")) {

@@ -1,3 +1,6 @@
+// Opening reads three kinds of hostile text (config.json, index, headers) and must end with one map
+// from name to bytes that every later read can trust: index and headers agree in both directions,
+// each tensor lies in one shard.
 #include "checkpoints/hf_checkpoint.h"
 
 #include <cstring>
@@ -208,6 +211,7 @@ absl::Status HfCheckpoint::OpenIndexed(const CheckpointIndex& index, const std::
     }
   }
   for (const std::string& shard : shards) RETURN_IF_ERROR(AddShard(shard, &index));
+  // The shards agree with the index; now the index with the shards.
   int64_t total = 0;
   for (const auto& [name, shard] : index.weight_map) {
     const CheckpointTensor* tensor = Find(name);
@@ -239,6 +243,7 @@ absl::Status HfCheckpoint::AddShard(const std::string& shard, const CheckpointIn
                          mapped->second);
       }
     }
+    // Never a second time: the index names one shard a tensor, and a lone file has no doubled keys.
     tensors_.emplace(entry.name, CheckpointTensor{entry.dtype, entry.shape, shard, shard_index,
                                                   entry.begin, entry.end});
   }
@@ -269,6 +274,7 @@ absl::StatusOr<absl::Span<const uint8_t>> HfCheckpoint::RawBytes(absl::string_vi
     return DataError(directory_, ": the checkpoint has no tensor ", EscapeControl(name));
   }
   const SafetensorsFile& shard = shards_[static_cast<size_t>(tensor->shard_index)];
+  // A page of a shortened file would kill the process; this is two system calls a tensor.
   RETURN_IF_ERROR(shard.file().CheckUnchanged());
   return shard.Data(tensor->begin, tensor->end);
 }
@@ -297,6 +303,7 @@ absl::StatusOr<std::vector<float>> HfCheckpoint::Scales(absl::string_view name) 
   std::vector<float> values(bytes.size() / sizeof(float));
   std::memcpy(values.data(), bytes.data(), bytes.size());
   for (size_t i = 0; i < values.size(); ++i) {
+    // Zero is a zero block of some quantisers; a NaN fails both comparisons.
     if (!(values[i] >= 0 && values[i] <= std::numeric_limits<float>::max())) {
       return DataError(Describe(scale_name, *scale), ": block [",
                        static_cast<int64_t>(i) / expected[1], ", ",

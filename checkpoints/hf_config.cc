@@ -1,3 +1,5 @@
+// Reading collects every fault of the file before it returns; writing starts from the source's
+// keys, so that what Baleen does not know survives, and then sets everything it does know.
 #include "checkpoints/hf_config.h"
 
 #include <algorithm>

@@ -1,3 +1,8 @@
+// The rule of where a tensor comes from stands in PlanTensor; everything else carries it out.
+//
+//   trained                         -> the callback's values, in the dtype of the V3.2 table
+//   frozen, source has this dtype   -> the source's bytes (FP8: with the source's scales, whatever
+//   their form) frozen, source has another      -> the source's values, encoded anew
 #include "checkpoints/hf_export.h"
 
 #include "checkpoints/fp8_blocks.h"

@@ -1,3 +1,5 @@
+// Values are drawn by global element index, so a rank that fills only its box draws the numbers
+// that the whole tensor has there; Philox makes that as cheap as drawing in order.
 #include "checkpoints/hf_init.h"
 
 #include <vector>

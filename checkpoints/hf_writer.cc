@@ -1,3 +1,6 @@
+// Order of a write: plan, claim DIR.tmp.<pid>, reserve every file and write its header, tensors in
+// any order, fsync, index and config last, rename, fsync of the parent. A reader sees no directory
+// or a whole one.
 #include "checkpoints/hf_writer.h"
 
 #include <fcntl.h>
@@ -47,6 +50,7 @@ bool IsCopiedThrough(absl::string_view name) {
 
 absl::Status WriteFullyAt(int descriptor, absl::Span<const uint8_t> bytes, int64_t offset,
                           const std::string& path) {
+  // pwrite may stop early, at 2 GiB for one; the offset belongs to the call, so ranks do not meet.
   while (!bytes.empty()) {
     const ssize_t n = ::pwrite(descriptor, bytes.data(), bytes.size(), offset);
     if (n < 0 && errno == EINTR) continue;
@@ -136,6 +140,7 @@ absl::StatusOr<ShardPlan> PlanShards(const std::vector<PlannedTensor>& tensors,
     plan.total_bytes += bytes;
     plan.shards.back().tensors.push_back(tensor);
   }
+  // Before any file exists: an FP8 weight whose scale nobody writes cannot be read by anyone.
   for (const PlannedTensor& tensor : tensors) {
     if (tensor.dtype != DType::kF8E4M3) continue;
     const auto scale = plan.tensors.find(ScaleName(tensor.name));
@@ -263,6 +268,8 @@ absl::Status HfWriter::Encode(absl::string_view name, absl::Span<const T> values
   }
   std::vector<uint8_t> bytes(values.size());
   std::vector<float> scales(static_cast<size_t>(NumElements(Fp8ScaleShape(tensor.shape))));
+  // Whole blocks, whatever the layout that trained the tensor: a cut through a block would show in
+  // its scale.
   QuantiseFp8(values.data(), tensor.shape[0], tensor.shape[1], bytes.data(), scales.data());
   RETURN_IF_ERROR(WriteAt(tensor.name, bytes));
   return WriteAt(ScaleName(tensor.name),

@@ -1,3 +1,5 @@
+// The report is made of sections that each return text; faults are collected beside them and end it
+// as the verdict.
 #include "checkpoints/inspect_hf.h"
 
 #include <algorithm>

@@ -1,3 +1,8 @@
+// Strict JSON over nlohmann's SAX parser, which is included here and nowhere else (compile time).
+//
+// The parser is iterative, so depth costs no stack; it checks UTF-8, escapes and grammar. What it
+// is lenient about (NUL bytes, byte order marks, repeated keys, integers that become floats) is
+// refused in front of it or in the adapter.
 #include "checkpoints/json_strict.h"
 
 #include <charconv>

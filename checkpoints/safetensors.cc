@@ -1,3 +1,6 @@
+// One pass over the header's events fills the entries and checks each by itself; CheckCoverage then
+// sorts them by offset and checks them against each other and against the file's length. Nothing is
+// kept of a file that fails.
 #include "checkpoints/safetensors.h"
 
 #include <algorithm>
@@ -48,6 +51,8 @@ std::optional<int64_t> CheckedBytes(const Shape& shape, DType dtype) {
 
 // Takes the events of a header: { "__metadata__": {text: text}, name: {"dtype", "shape",
 // "data_offsets"}, ... }.
+// `place_` is the container the next event belongs to; anything that may not stand there is named
+// and refused.
 class HeaderReader {
  public:
   HeaderReader(absl::string_view where, SafetensorsHeader* header)
@@ -118,6 +123,7 @@ class HeaderReader {
       entry_ = {};
       has_dtype_ = has_shape_ = false;
       num_offsets_ = 0;
+      // Names reach terminals and logs.
       if (EscapeControl(name_) != name_) return EntryError("control characters in the name");
     } else {
       field_ = std::string(key.substr(0, static_cast<size_t>(kMaxTensorNameBytes)));
@@ -233,6 +239,7 @@ absl::Status CheckCoverage(SafetensorsHeader& header, int64_t data_bytes, absl::
                        entry.begin, " of the data, expected ", end,
                        entry.begin < end ? " (tensors overlap)" : " (a hole before it)");
     }
+    // Past the file already: the sum below says so, and `end` stays inside it.
     if (entry.end > data_bytes) break;
     end = entry.end;
   }

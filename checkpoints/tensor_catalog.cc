@@ -1,3 +1,5 @@
+// The builder spells each name once, in the order of a forward pass; counts and size limits are
+// derived from it.
 #include "checkpoints/tensor_catalog.h"
 
 #include "absl/strings/match.h"

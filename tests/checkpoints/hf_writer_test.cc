@@ -216,7 +216,7 @@ TEST(HfWriter, AFullDiskIsFoundBeforeTheWorkAndLeavesNothing) {
   const auto result = HfWriter::Create(scratch.File("out"), PlanOf(SomeTensors(), 17'000), {});
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);
   std::signal(SIGXFSZ, old_handler);
-  EXPECT_THAT(result, HasStatus(kEnvironment, "model-00001-of-00002.safetensors: cannot"));
+  EXPECT_THAT(result, HasStatus(kEnvironment, "model-00001-of-00002.safetensors: cannot reserve"));
   EXPECT_TRUE(scratch.List().empty());
 }
 
