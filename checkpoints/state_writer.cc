@@ -198,22 +198,29 @@ void DiscardState(const std::string& temp_dir) {
   RemoveDirectory(temp_dir).IgnoreError();
 }
 
-absl::StatusOr<PruneResult> PruneStates(const std::string& dir, int keep) {
+absl::StatusOr<std::vector<std::string>> SweepTemporary(const std::string& dir) {
   ASSIGN_OR_RETURN(const std::vector<std::string> names, ListNames(dir));
-  PruneResult result;
-  std::vector<std::string> states;
+  std::vector<std::string> removed;
   for (const std::string& name : names) {
-    const StateEntry entry = ParseStateName(name).entry;
     const std::string path = JoinPath(dir, name);
-    if (entry == StateEntry::kState) states.push_back(name);
-    if (entry == StateEntry::kTemporary) {
+    if (ParseStateName(name).entry == StateEntry::kTemporary) {
       RETURN_IF_ERROR(RemoveDirectory(path));
-      result.removed.push_back(path);
+      removed.push_back(path);
     } else if (absl::StartsWith(name, absl::StrCat(kLatestName, ".tmp."))) {
       ::unlink(path.c_str());
-      result.removed.push_back(path);
+      removed.push_back(path);
     }
   }
+  return removed;
+}
+
+absl::StatusOr<PruneResult> PruneStates(const std::string& dir, int keep) {
+  PruneResult result;
+  ASSIGN_OR_RETURN(result.removed, SweepTemporary(dir));
+  ASSIGN_OR_RETURN(std::vector<std::string> states, ListNames(dir));
+  std::erase_if(states, [](const std::string& name) {
+    return ParseStateName(name).entry != StateEntry::kState;
+  });
   std::sort(states.begin(), states.end(), [](const std::string& a, const std::string& b) {
     return ParseStateName(a).step > ParseStateName(b).step;
   });
@@ -234,19 +241,6 @@ absl::StatusOr<PruneResult> PruneStates(const std::string& dir, int keep) {
     result.removed.push_back(path);
   }
   return result;
-}
-
-absl::Status SweepTemporary(const std::string& dir) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, ListNames(dir));
-  for (const std::string& name : names) {
-    const std::string path = JoinPath(dir, name);
-    if (ParseStateName(name).entry == StateEntry::kTemporary) {
-      RETURN_IF_ERROR(RemoveDirectory(path));
-    } else if (absl::StartsWith(name, absl::StrCat(kLatestName, ".tmp."))) {
-      ::unlink(path.c_str());
-    }
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace baleen

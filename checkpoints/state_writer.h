@@ -54,6 +54,11 @@ absl::StatusOr<PublishedState> PublishState(const std::string& dir, const std::s
 // sweeps).
 void DiscardState(const std::string& temp_dir);
 
+// Removes what interrupted saves and removals left (`*.tmp.*`), states never. By the owner of the
+// run lock only, with no save in flight: when a run starts, and as part of PruneStates.
+// Returns what was removed.
+absl::StatusOr<std::vector<std::string>> SweepTemporary(const std::string& dir);
+
 struct PruneResult {
   std::vector<std::string> removed;  // state directories and stale temporary ones
   std::vector<std::string> damaged;  // newer than the ones kept, but they do not verify: left alone
@@ -64,9 +69,5 @@ struct PruneResult {
 // stale temporary directory. A state is renamed before its files go, so an interruption leaves no
 // half state behind.
 absl::StatusOr<PruneResult> PruneStates(const std::string& dir, int keep);
-
-// Removes what interrupted saves and removals left (`*.tmp.*`), states never. By the owner of the
-// run lock only, with no save in flight: when a run starts, and as part of PruneStates.
-absl::Status SweepTemporary(const std::string& dir);
 
 }  // namespace baleen

@@ -199,7 +199,7 @@ absl::Status Run::Train() {
   RETURN_IF_ERROR(DescribeRun());
   // A run that was killed while it saved or removed a state left that half done.
   const bool owner = world_.rank() == 0;
-  RETURN_IF_ERROR(Agree(world_, owner ? SweepTemporary(checkpoints_) : absl::OkStatus()));
+  RETURN_IF_ERROR(Agree(world_, owner ? SweepTemporary(checkpoints_).status() : absl::OkStatus()));
   log_.Info(SourceSummaryText(*source_));
   if (state_) log_.Info("resuming after step ", position_.step, " from ", state_->directory());
   RETURN_IF_ERROR(Agree(world_, OpenMetrics()));

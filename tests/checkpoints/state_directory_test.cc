@@ -131,9 +131,9 @@ TEST(StateSweep, RemovesWhatWasInterruptedAndNoState) {
   std::filesystem::create_directory(dir.path() + "/step-00000000.tmp.prune");
   testing::WriteText(dir.path() + "/step-00000000.tmp.prune/rank-00000.h5", "half");
   std::filesystem::create_directory(dir.path() + "/step-00000000.corrupt");
-  EXPECT_THAT(SweepTemporary(dir.path()), IsOk());
-  EXPECT_THAT(Names(dir.path()),
-              ElementsAre("latest", "step-00000000.corrupt", "step-00000001"));
+  ASSERT_OK_AND_ASSIGN(const std::vector<std::string> removed, SweepTemporary(dir.path()));
+  EXPECT_EQ(removed.size(), 2);
+  EXPECT_THAT(Names(dir.path()), ElementsAre("latest", "step-00000000.corrupt", "step-00000001"));
 }
 
 TEST(StatePrune, KeepsTheNewestThatVerifyAndSweepsWhatWasInterrupted) {
