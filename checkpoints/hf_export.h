@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -47,14 +48,33 @@ struct ExportPlan {
 
 absl::StatusOr<ExportPlan> PlanExport(const ExportRequest& request);
 
-// The whole tensor of a checkpoint name, kF32 or kF64, on the CPU.
-using TensorValues = std::function<absl::StatusOr<Tensor>(const std::string& name)>;
+// Memory for one band, kept from band to band: blocks that are freed and taken again in many sizes
+// scatter, and the heap grows past what is ever in use.
+class BandBuffer {
+ public:
+  // Uninitialised, on the CPU; valid until the next call.
+  Tensor Take(DType dtype, const Shape& shape);
 
-// Writes one tensor of the plan; ranks may share the list.
+ private:
+  std::shared_ptr<Storage> storage_;
+};
+
+// `band` (whole rows) of a checkpoint name's tensor, kF32 or kF64, on the CPU; valid until the next
+// call.
+using TensorValues =
+    std::function<absl::StatusOr<Tensor>(const std::string& name, const Box& band)>;
+
+// What one of `num_ranks` ranks writes: indices into plan.tensors, ascending. Whole tensors, so
+// that no FP8 block is cut between ranks; the largest first to the rank that has fewest bytes. The
+// shares of all ranks hold each tensor once.
+std::vector<size_t> ShareOf(const ExportPlan& plan, int rank, int num_ranks);
+
+// Writes one tensor of the plan, one band of rows in memory at a time. `buffer` is for values that
+// are converted.
 absl::Status ExportOne(const ExportTensor& tensor, const HfCheckpoint* source,
-                       const TensorValues& values, HfWriter& writer);
+                       const TensorValues& values, BandBuffer& buffer, HfWriter& writer);
 
-// All of it in one process.
+// All of it in one process; several ranks share the work in trainer/shared_export.h.
 absl::Status ExportHf(const ExportRequest& request, const TensorValues& values,
                       const std::string& directory);
 

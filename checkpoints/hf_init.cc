@@ -2,7 +2,9 @@
 // that the whole tensor has there; Philox makes that as cheap as drawing in order.
 #include "checkpoints/hf_init.h"
 
-#include <vector>
+#include <map>
+#include <memory>
+#include <utility>
 
 #include "checkpoints/box_runs.h"
 #include "kernels/core/random.h"
@@ -45,21 +47,34 @@ void FillInitial(const CatalogEntry& entry, const InitOptions& options, const Bo
   }
 }
 
-absl::Status InitHfCheckpoint(const InitRequest& request, const std::string& directory) {
+ExportRequest InitAsExport(const InitRequest& request) {
+  return {.model = request.model,
+          .architecture = request.architecture,
+          .dtype = request.dtype,
+          .max_shard_bytes = request.max_shard_bytes};
+}
+
+absl::StatusOr<TensorValues> InitialValues(const InitRequest& request) {
+  RETURN_IF_ERROR(request.model.Validate("model to initialise"));
+  RETURN_IF_ERROR(CheckModelSize(request.model, "model to initialise"));
   const bool v32 = request.architecture == HfArchitecture::kV32;
-  ASSIGN_OR_RETURN(ExportPlan plan, PlanExport({.model = request.model,
-                                                .architecture = request.architecture,
-                                                .dtype = request.dtype,
-                                                .max_shard_bytes = request.max_shard_bytes}));
-  ASSIGN_OR_RETURN(HfWriter writer, HfWriter::Create(directory, std::move(plan.shards),
-                                                     {.config_json = plan.config_json}));
-  std::vector<float> values;
-  for (const CatalogEntry& entry : TensorCatalog(request.model, {.with_indexer = v32})) {
-    values.resize(static_cast<size_t>(NumElements(entry.shape)));
-    FillInitial(entry, request.init, WholeBox(entry.shape), DType::kF32, values.data());
-    RETURN_IF_ERROR(writer.WriteValues(entry.name, absl::MakeConstSpan(values)));
+  auto entries = std::make_shared<std::map<std::string, CatalogEntry>>();
+  for (CatalogEntry& entry : TensorCatalog(request.model, {.with_indexer = v32})) {
+    const std::string name = entry.name;
+    entries->emplace(name, std::move(entry));
   }
-  return writer.Finish();
+  auto buffer = std::make_shared<BandBuffer>();
+  return TensorValues([entries, buffer, init = request.init](
+                          const std::string& name, const Box& band) -> absl::StatusOr<Tensor> {
+    const Tensor values = buffer->Take(DType::kF32, band.extent);
+    FillInitial(entries->at(name), init, band, DType::kF32, values.raw());
+    return values;
+  });
+}
+
+absl::Status InitHfCheckpoint(const InitRequest& request, const std::string& directory) {
+  ASSIGN_OR_RETURN(const TensorValues values, InitialValues(request));
+  return ExportHf(InitAsExport(request), values, directory);
 }
 
 }  // namespace baleen

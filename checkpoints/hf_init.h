@@ -31,7 +31,12 @@ struct InitRequest {
   int64_t max_shard_bytes = kDefaultShardBytes;
 };
 
-// Writes a random checkpoint; one tensor is in memory at a time.
+// An initialisation is an export of drawn values: what to write, and the values. ConfigError when
+// the model cannot be.
+ExportRequest InitAsExport(const InitRequest& request);
+absl::StatusOr<TensorValues> InitialValues(const InitRequest& request);
+
+// Writes a random checkpoint in one process.
 absl::Status InitHfCheckpoint(const InitRequest& request, const std::string& directory);
 
 }  // namespace baleen

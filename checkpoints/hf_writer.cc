@@ -1,12 +1,14 @@
 // Order of a write: plan, claim DIR.tmp.<pid>, reserve every file and write its header, tensors in
 // any order, fsync, index and config last, rename, fsync of the parent. A reader sees no directory
-// or a whole one.
+// or a whole one. Values are encoded one band of rows at a time: FP8 blocks have 128 rows, so bands
+// that begin at multiples of 128 know their scales.
 #include "checkpoints/hf_writer.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -76,21 +78,25 @@ std::optional<size_t> FirstNotFinite(absl::Span<const T> values, DType target) {
 }
 
 template <typename T>
-std::vector<uint8_t> EncodePlain(absl::Span<const T> values, DType dtype) {
-  std::vector<uint8_t> bytes(values.size() * static_cast<size_t>(DTypeBytes(dtype)));
+void EncodePlain(absl::Span<const T> values, DType dtype, uint8_t* out) {
   for (size_t i = 0; i < values.size(); ++i) {
     if (dtype == DType::kBF16) {
       const BFloat16 value = BFloat16::FromFloat(static_cast<float>(values[i]));
-      std::memcpy(bytes.data() + 2 * i, &value, 2);
+      std::memcpy(out + 2 * i, &value, 2);
     } else if (dtype == DType::kF32) {
       const float value = static_cast<float>(values[i]);
-      std::memcpy(bytes.data() + 4 * i, &value, 4);
+      std::memcpy(out + 4 * i, &value, 4);
     } else {
       const double value = static_cast<double>(values[i]);
-      std::memcpy(bytes.data() + 8 * i, &value, 8);
+      std::memcpy(out + 8 * i, &value, 8);
     }
   }
-  return bytes;
+}
+
+// Rows of a tensor and elements of a row: a vector has rows of one element, a scalar is one row.
+std::pair<int64_t, int64_t> RowsAndWidth(const Shape& shape) {
+  if (shape.empty()) return {1, 1};
+  return {shape[0], NumElements(Shape(shape.begin() + 1, shape.end()))};
 }
 
 // Refuses a target that exists with contents; an empty directory is replaced by the rename.
@@ -108,6 +114,21 @@ absl::Status CheckTarget(const std::string& directory) {
 }
 
 }  // namespace
+
+std::vector<Box> RowBands(const Shape& shape, int64_t max_elements) {
+  const auto [rows, width] = RowsAndWidth(shape);
+  const int64_t blocks = max_elements / std::max<int64_t>(1, width) / kFp8Block;
+  const int64_t most_rows = std::max<int64_t>(1, blocks) * kFp8Block;
+  if (shape.empty() || rows <= most_rows) return {WholeBox(shape)};
+  std::vector<Box> bands;
+  for (int64_t first = 0; first < rows; first += most_rows) {
+    Box band = WholeBox(shape);
+    band.offset[0] = first;
+    band.extent[0] = std::min(most_rows, rows - first);
+    bands.push_back(std::move(band));
+  }
+  return bands;
+}
 
 std::string ShardPlan::IndexText() const {
   JsonValue metadata = JsonValue::Object();
@@ -173,7 +194,9 @@ HfWriter::HfWriter(HfWriter&& other) noexcept
       plan_(std::move(other.plan_)),
       files_(std::move(other.files_)),
       descriptors_(std::move(other.descriptors_)),
-      written_(std::move(other.written_)) {}
+      written_(std::move(other.written_)),
+      rows_written_(std::move(other.rows_written_)),
+      encoded_(std::move(other.encoded_)) {}
 
 HfWriter::~HfWriter() { Discard(); }
 
@@ -197,7 +220,10 @@ absl::StatusOr<HfWriter> HfWriter::Create(const std::string& directory, ShardPla
   if (!parent.empty()) RETURN_IF_ERROR(MakeDirectories(parent));
   writer.staging_ = absl::StrCat(writer.target_, ".tmp.", ::getpid());
   if (::mkdir(writer.staging_.c_str(), 0755) != 0) {
-    return SystemError(writer.staging_, "create directory");
+    const int code = errno;
+    const absl::Status status = SystemError(writer.staging_, "create directory");
+    if (code != EEXIST) return status;
+    return EnvironmentError(status.message(), "; left by an export that was killed? Remove it");
   }
   writer.owns_staging_ = true;
   RETURN_IF_ERROR(writer.CreateFiles());
@@ -239,54 +265,103 @@ absl::Status HfWriter::CreateFiles() {
   return absl::OkStatus();
 }
 
-absl::Status HfWriter::WriteAt(const std::string& name, absl::Span<const uint8_t> bytes) {
+absl::Status HfWriter::WriteAt(const std::string& name, int64_t begin,
+                               absl::Span<const uint8_t> bytes) {
   const ShardPlan::Place& place = plan_.places.at(name);
-  CHECK_EQ(static_cast<int64_t>(bytes.size()), place.bytes) << name;
+  CHECK_LE(begin + static_cast<int64_t>(bytes.size()), place.bytes) << name;
   const size_t shard = static_cast<size_t>(place.shard);
-  RETURN_IF_ERROR(WriteFullyAt(descriptors_[shard].get(), bytes, place.offset,
-                               JoinPath(staging_, plan_.shards[shard].file)));
-  written_.insert(name);
+  return WriteFullyAt(descriptors_[shard].get(), bytes, place.offset + begin,
+                      JoinPath(staging_, plan_.shards[shard].file));
+}
+
+template <typename T>
+absl::Status HfWriter::WriteBand(absl::string_view name, int64_t first_row,
+                                 absl::Span<const T> values) {
+  const auto found = plan_.tensors.find(name);
+  CHECK(found != plan_.tensors.end()) << "not in the plan: " << std::string(name);
+  const PlannedTensor& tensor = found->second;
+  const auto [rows, width] = RowsAndWidth(tensor.shape);
+  const int64_t num_rows = width == 0 ? rows : static_cast<int64_t>(values.size()) / width;
+  CHECK_EQ(static_cast<int64_t>(values.size()), num_rows * width) << tensor.name;
+  CHECK_LE(first_row + num_rows, rows) << tensor.name;
+  const int64_t last_row = first_row + num_rows;
+  CHECK_EQ(first_row, std::exchange(rows_written_[tensor.name], last_row)) << tensor.name;
+  if (const std::optional<size_t> bad = FirstNotFinite(values, tensor.dtype)) {
+    return NumericsError("checkpoint export: ", tensor.name, ": element ",
+                         first_row * width + static_cast<int64_t>(*bad), " of ",
+                         ShapeString(tensor.shape), " is ", values[*bad], ", expected a number ",
+                         DTypeName(tensor.dtype), " can hold; did training diverge?");
+  }
+  const int64_t element_bytes = DTypeBytes(tensor.dtype);
+  encoded_.resize(values.size() * static_cast<size_t>(element_bytes));
+  if (tensor.dtype == DType::kF8E4M3) {
+    CHECK(first_row % kFp8Block == 0 && (num_rows % kFp8Block == 0 || last_row == rows))
+        << tensor.name << ": rows [" << first_row << ", " << last_row << ") cut a block";
+    const Shape grid = Fp8ScaleShape({num_rows, width});
+    std::vector<float> scales(static_cast<size_t>(NumElements(grid)));
+    // Whole blocks, whatever the layout that trained the tensor: a cut through a block would show
+    // in its scale.
+    QuantiseFp8(values.data(), num_rows, width, encoded_.data(), scales.data());
+    const int64_t scale_begin = first_row / kFp8Block * grid[1] * int64_t{sizeof(float)};
+    RETURN_IF_ERROR(
+        WriteAt(ScaleName(tensor.name), scale_begin,
+                {reinterpret_cast<const uint8_t*>(scales.data()), scales.size() * sizeof(float)}));
+  } else {
+    CHECK(tensor.dtype == DType::kF64 || tensor.dtype == DType::kF32 ||
+          tensor.dtype == DType::kBF16)
+        << tensor.name << " " << DTypeName(tensor.dtype);
+    EncodePlain(values, tensor.dtype, encoded_.data());
+  }
+  RETURN_IF_ERROR(WriteAt(tensor.name, first_row * width * element_bytes, encoded_));
+  if (last_row < rows) return absl::OkStatus();
+  rows_written_.erase(tensor.name);
+  written_.insert(tensor.name);
+  if (tensor.dtype == DType::kF8E4M3) written_.insert(ScaleName(tensor.name));
   return absl::OkStatus();
 }
 
 template <typename T>
-absl::Status HfWriter::Encode(absl::string_view name, absl::Span<const T> values) {
+absl::Status HfWriter::WriteWhole(absl::string_view name, absl::Span<const T> values) {
   const auto found = plan_.tensors.find(name);
   CHECK(found != plan_.tensors.end()) << "not in the plan: " << std::string(name);
-  const PlannedTensor& tensor = found->second;
-  CHECK_EQ(static_cast<int64_t>(values.size()), NumElements(tensor.shape)) << tensor.name;
-  if (const std::optional<size_t> bad = FirstNotFinite(values, tensor.dtype)) {
-    return NumericsError("checkpoint export: ", tensor.name, ": element ", *bad, " of ",
-                         ShapeString(tensor.shape), " is ", values[*bad], ", expected a number ",
-                         DTypeName(tensor.dtype), " can hold; did training diverge?");
+  const Shape& shape = found->second.shape;
+  CHECK_EQ(static_cast<int64_t>(values.size()), NumElements(shape)) << std::string(name);
+  rows_written_.erase(found->first);  // a whole tensor may be written again after an error
+  size_t begin = 0;
+  for (const Box& band : RowBands(shape)) {
+    const size_t count = static_cast<size_t>(NumElements(band.extent));
+    const int64_t first_row = shape.empty() ? 0 : band.offset[0];
+    RETURN_IF_ERROR(WriteBand(name, first_row, values.subspan(begin, count)));
+    begin += count;
   }
-  if (tensor.dtype != DType::kF8E4M3) {
-    CHECK(tensor.dtype == DType::kF64 || tensor.dtype == DType::kF32 ||
-          tensor.dtype == DType::kBF16)
-        << tensor.name << " " << DTypeName(tensor.dtype);
-    return WriteAt(tensor.name, EncodePlain(values, tensor.dtype));
-  }
-  std::vector<uint8_t> bytes(values.size());
-  std::vector<float> scales(static_cast<size_t>(NumElements(Fp8ScaleShape(tensor.shape))));
-  // Whole blocks, whatever the layout that trained the tensor: a cut through a block would show in
-  // its scale.
-  QuantiseFp8(values.data(), tensor.shape[0], tensor.shape[1], bytes.data(), scales.data());
-  RETURN_IF_ERROR(WriteAt(tensor.name, bytes));
-  return WriteAt(ScaleName(tensor.name),
-                 {reinterpret_cast<const uint8_t*>(scales.data()), scales.size() * sizeof(float)});
+  return absl::OkStatus();
 }
 
 absl::Status HfWriter::WriteValues(absl::string_view name, absl::Span<const float> values) {
-  return Encode(name, values);
+  return WriteWhole(name, values);
 }
 
 absl::Status HfWriter::WriteValues(absl::string_view name, absl::Span<const double> values) {
-  return Encode(name, values);
+  return WriteWhole(name, values);
+}
+
+absl::Status HfWriter::WriteRows(absl::string_view name, int64_t first_row,
+                                 absl::Span<const float> values) {
+  return WriteBand(name, first_row, values);
+}
+
+absl::Status HfWriter::WriteRows(absl::string_view name, int64_t first_row,
+                                 absl::Span<const double> values) {
+  return WriteBand(name, first_row, values);
 }
 
 absl::Status HfWriter::WriteRaw(absl::string_view name, absl::Span<const uint8_t> bytes) {
-  CHECK(plan_.places.find(name) != plan_.places.end()) << "not in the plan: " << std::string(name);
-  return WriteAt(std::string(name), bytes);
+  const auto found = plan_.places.find(name);
+  CHECK(found != plan_.places.end()) << "not in the plan: " << std::string(name);
+  CHECK_EQ(static_cast<int64_t>(bytes.size()), found->second.bytes) << found->first;
+  RETURN_IF_ERROR(WriteAt(found->first, 0, bytes));
+  written_.insert(found->first);
+  return absl::OkStatus();
 }
 
 absl::Status HfWriter::Sync() {

@@ -3,9 +3,9 @@
 //
 // The plan (tensor -> shard, offset) is a pure function of the list, so every rank knows it.
 // Headers and full-length files are made first, tensors are then written in any order by any rank
-// with pwrite. All of it happens in DIR.tmp.<pid>; Finish checks that each tensor was written,
-// syncs and renames. Until then DIR does not exist, and an error or the destructor removes what was
-// begun. Memory: the largest tensor.
+// with pwrite, band of rows by band of rows. All of it happens in DIR.tmp.<pid>; Finish checks that
+// each tensor was written, syncs and renames. Until then DIR does not exist, and an error or the
+// destructor removes what was begun. Memory: one encoded band.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,20 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "checkpoints/safetensors.h"
+#include "kernels/core/box.h"
 #include "kernels/core/file.h"
 
 namespace baleen {
 
 inline constexpr int64_t kDefaultShardBytes = 4'300'000'000;
+
+// Elements a band of rows has at most, where 128 rows do not have more: 8 MiB as F32. The largest
+// weights of the 671B model have 16384 to 18432 columns, so 128 of their rows are about a band.
+inline constexpr int64_t kBandElements = int64_t{1} << 21;
+
+// Cuts a tensor into bands of whole rows, in order; all but the last have a multiple of 128 rows,
+// so no FP8 block is cut. A tensor of one dimension has rows of one element, a scalar is one band.
+std::vector<Box> RowBands(const Shape& shape, int64_t max_elements = kBandElements);
 
 struct ShardPlan {
   struct Shard {
@@ -75,6 +84,11 @@ class HfWriter {
   // NumericsError names the first value that is not finite.
   absl::Status WriteValues(absl::string_view name, absl::Span<const float> values);
   absl::Status WriteValues(absl::string_view name, absl::Span<const double> values);
+  // The same for the next band of rows, from `first_row` on; the bands of a tensor come in order,
+  // through one object.
+  absl::Status WriteRows(absl::string_view name, int64_t first_row, absl::Span<const float> values);
+  absl::Status WriteRows(absl::string_view name, int64_t first_row,
+                         absl::Span<const double> values);
   // Copies bytes that already have the planned dtype and length.
   absl::Status WriteRaw(absl::string_view name, absl::Span<const uint8_t> bytes);
 
@@ -94,8 +108,11 @@ class HfWriter {
   HfWriter() = default;
   absl::Status CreateFiles();
   template <typename T>
-  absl::Status Encode(absl::string_view name, absl::Span<const T> values);
-  absl::Status WriteAt(const std::string& name, absl::Span<const uint8_t> bytes);
+  absl::Status WriteWhole(absl::string_view name, absl::Span<const T> values);
+  template <typename T>
+  absl::Status WriteBand(absl::string_view name, int64_t first_row, absl::Span<const T> values);
+  // Bytes [begin, begin + bytes.size()) of a tensor.
+  absl::Status WriteAt(const std::string& name, int64_t begin, absl::Span<const uint8_t> bytes);
   absl::Status CopyThrough() const;
   absl::Status CloseFiles();
   absl::Status Publish();
@@ -109,6 +126,8 @@ class HfWriter {
   HfWriterFiles files_;
   std::vector<FileDescriptor> descriptors_;
   std::set<std::string> written_;
+  std::map<std::string, int64_t, std::less<>> rows_written_;  // of tensors that are under way
+  std::vector<uint8_t> encoded_;  // of the band; kept, since freed blocks of many sizes scatter
 };
 
 }  // namespace baleen

@@ -58,6 +58,9 @@ class Communicator {
   Communicator(int rank, int size, std::string name)
       : rank_(rank), size_(size), name_(std::move(name)) {}
 
+  // The label of the call under way.
+  const std::string& current_label() const { return ring_[(sequence_ - 1) % kRing].label; }
+
   virtual void DoAllReduce(const Tensor& tensor, ReduceOp op) = 0;
   virtual void DoAllGather(const Tensor& part, const Tensor& whole) = 0;
   virtual void DoReduceScatter(const Tensor& whole, const Tensor& part) = 0;

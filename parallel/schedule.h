@@ -10,6 +10,7 @@
 // or several. Algorithms and what each costs: docs/schedules.md.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -120,6 +121,10 @@ struct Timeline {
 // Messages in the lists are passed over, so that a schedule may be simulated before or after it is
 // lowered.
 absl::StatusOr<Timeline> SimulateSchedule(const Schedule& schedule, const ScheduleCosts& costs);
+// The same with a duration for each compute action: parts of unequal length.
+absl::StatusOr<Timeline> SimulateSchedule(const Schedule& schedule,
+                                          const std::function<double(const Action&)>& duration,
+                                          double message);
 
 // Rows = ranks, columns = time slots of the shortest action; each row ends with its bubble. More
 // than `max_slots` slots are cut and said to be.

@@ -16,9 +16,11 @@ constexpr double kNotYet = std::numeric_limits<double>::infinity();
 // When the results of each (part, microbatch) exist on the rank that made them.
 class Results {
  public:
-  Results(const Schedule& schedule, const ScheduleCosts& costs)
+  Results(const Schedule& schedule, const std::function<double(const Action&)>& duration,
+          double message)
       : schedule_(schedule),
-        costs_(costs),
+        duration_(duration),
+        message_(message),
         forward_(schedule.num_parts() * schedule.spec.num_microbatches, kNotYet),
         input_(forward_) {}
 
@@ -39,20 +41,7 @@ class Results {
     }
   }
 
-  double Cost(ActionKind kind) const {
-    switch (kind) {
-      case ActionKind::kForward:
-        return costs_.forward;
-      case ActionKind::kBackwardInput:
-        return costs_.backward_input;
-      case ActionKind::kBackwardWeight:
-        return costs_.backward_weight;
-      case ActionKind::kForwardBackward:
-        return costs_.forward_backward;
-      default:
-        return 0;
-    }
-  }
+  double Cost(const Action& action) const { return duration_(action); }
 
   void Finish(const Action& action, double end) {
     if (action.kind == ActionKind::kForward) forward_[At(action.part, action.microbatch)] = end;
@@ -73,7 +62,7 @@ class Results {
 
   double Arrival(double made, int from_part, int to_part) const {
     const bool message = schedule_.part_rank[from_part] != schedule_.part_rank[to_part];
-    return made + (message ? costs_.message : 0);
+    return made + (message ? message_ : 0);
   }
 
   double ForwardReady(int part, int microbatch) const {
@@ -87,7 +76,8 @@ class Results {
   }
 
   const Schedule& schedule_;
-  const ScheduleCosts& costs_;
+  const std::function<double(const Action&)>& duration_;
+  double message_;
   std::vector<double> forward_;  // [part, microbatch]
   std::vector<double> input_;
 };
@@ -107,7 +97,7 @@ bool Advance(const Program& program, size_t& next, Results& results,
     const double ready = results.Ready(action);
     if (ready == kNotYet) break;
     const double start = std::max(ready, timed.empty() ? 0 : timed.back().end);
-    const double end = start + results.Cost(action.kind);
+    const double end = start + results.Cost(action);
     results.Finish(action, end);
     timed.push_back({action, start, end});
   }
@@ -128,7 +118,27 @@ double Timeline::InnerBubble(int rank) const {
 }
 
 absl::StatusOr<Timeline> SimulateSchedule(const Schedule& schedule, const ScheduleCosts& costs) {
-  Results results(schedule, costs);
+  const auto duration = [&](const Action& action) {
+    switch (action.kind) {
+      case ActionKind::kForward:
+        return costs.forward;
+      case ActionKind::kBackwardInput:
+        return costs.backward_input;
+      case ActionKind::kBackwardWeight:
+        return costs.backward_weight;
+      case ActionKind::kForwardBackward:
+        return costs.forward_backward;
+      default:
+        return 0.0;
+    }
+  };
+  return SimulateSchedule(schedule, duration, costs.message);
+}
+
+absl::StatusOr<Timeline> SimulateSchedule(const Schedule& schedule,
+                                          const std::function<double(const Action&)>& duration,
+                                          double message) {
+  Results results(schedule, duration, message);
   Timeline timeline;
   timeline.ranks.resize(schedule.programs.size());
   std::vector<size_t> next(schedule.programs.size(), 0);

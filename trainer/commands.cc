@@ -20,7 +20,8 @@ checkpoint.signal (default USR1): finish the step, write a checkpoint, exit 75. 
 const char kInitHelp[] = R"(  baleen init configs/model/tiny.yaml --to checkpoints/tiny
   baleen init configs/model/deepseek_v31.yaml --to /data/random-v31 --dtype fp8 --seed 7
 
-Writes a random V3.1-format Hugging Face checkpoint of the given configuration.
+Writes a random V3.1-format Hugging Face checkpoint of the given configuration. Under mpirun the ranks share the work;
+the files are the same for any number of them.
 
   --to DIR        must not exist, or be empty
   --dtype TYPE    fp8 (block scales, as DeepSeek ships it; default) or bf16
@@ -28,10 +29,11 @@ Writes a random V3.1-format Hugging Face checkpoint of the given configuration.
 )";
 
 const char kExportHelp[] = R"(  baleen export runs/tiny --to runs/tiny/hf
-  baleen export runs/tiny/checkpoints/step-00000100 --run runs/tiny --to out --dtype bf16
+  mpirun -n 8 baleen export runs/tiny/checkpoints/step-00000100 --run runs/tiny --to out --dtype bf16
 
 Writes a Hugging Face checkpoint of a run's newest training state, or of the given one: V3.2 with indexers, or V3.1
-where no indexer was trained. Tensors that never trained leave with the bytes they came with.
+where no indexer was trained. Tensors that never trained leave with the bytes they came with. Under mpirun the ranks
+share the work; the files are the same for any number of them, and for states that any number of ranks saved.
 
   --to DIR        must not exist, or be empty
   --dtype TYPE    fp8 (default) or bf16

@@ -1,8 +1,7 @@
-// The commands that read and write files and start no MPI: init, inspect, data, config.
+// The commands that read and write files in one process: inspect, data, config.
 #include <cstdio>
 
 #include "absl/strings/str_split.h"
-#include "checkpoints/hf_init.h"
 #include "checkpoints/inspect_hf.h"
 #include "checkpoints/state_inspect.h"
 #include "checkpoints/state_manifest.h"
@@ -13,7 +12,6 @@
 #include "kernels/core/file.h"
 #include "trainer/arguments.h"
 #include "trainer/commands.h"
-#include "trainer/parse_dtype.h"
 
 namespace baleen {
 namespace {
@@ -49,23 +47,6 @@ absl::Status InspectRun(const std::string& path, StateDepth depth) {
 }
 
 }  // namespace
-
-absl::Status InitCommand(const Arguments& arguments, int*, char***) {
-  ASSIGN_OR_RETURN(const ParsedArguments parsed,
-                   ParsedArguments::Parse("init", arguments, {{"to"}, {"dtype"}, {"seed"}}));
-  RETURN_IF_ERROR(parsed.CheckPositional(
-      1, 1, "baleen init MODEL.yaml --to DIR [--dtype fp8|bf16] [--seed N]"));
-  if (!parsed.Has("to")) return ConfigError("baleen init: --to DIR is missing");
-  InitRequest request;
-  ASSIGN_OR_RETURN(request.model, LoadModelYaml(parsed.positional()[0]));
-  ASSIGN_OR_RETURN(request.dtype, ParseExportDType("init", parsed.Value("dtype", "fp8")));
-  ASSIGN_OR_RETURN(const int64_t seed, parsed.Integer("seed", 0, 0));
-  request.init.seed = static_cast<uint64_t>(seed);
-  request.init.standard_deviation = request.model.initializer_range;
-  RETURN_IF_ERROR(InitHfCheckpoint(request, parsed.Value("to", "")));
-  Print(absl::StrCat("wrote ", parsed.Value("to", "")));
-  return absl::OkStatus();
-}
 
 absl::Status InspectCommand(const Arguments& arguments, int*, char***) {
   ASSIGN_OR_RETURN(const ParsedArguments parsed,

@@ -32,44 +32,69 @@ double MoeLinear(const ModelConfig& c) {
                              c.hidden_size * c.n_routed_experts);
 }
 
-}  // namespace
-
-TokenFlops ModelFlopsPerToken(const ModelConfig& c, const Recipe& recipe, int64_t seq_length) {
-  const auto blocks = static_cast<double>(c.num_hidden_layers + c.num_nextn_predict_layers);
-  const auto dense_blocks =
-      static_cast<double>(std::min(c.first_k_dense_replace, c.num_hidden_layers));
-  const auto mtp = static_cast<double>(c.num_nextn_predict_layers);
+// One block's share of a token.
+TokenFlops BlockFlops(const ModelConfig& c, const Recipe& recipe, int64_t seq_length, bool moe) {
   const auto heads = static_cast<double>(c.num_attention_heads);
-  const double head = static_cast<double>(c.hidden_size * c.vocab_size) * (1 + mtp);
   const double all_keys = MeanKeys(seq_length, seq_length);
+  const double selected_keys = MeanKeys(seq_length, c.index_topk);
   const bool sparse = recipe.options.attention != AttentionForm::kDense;
-
+  const double mlp =
+      moe ? MoeLinear(c) : static_cast<double>(3 * c.hidden_size * c.intermediate_size);
   TokenFlops flops;
-  flops.linear = 2 * (blocks * AttentionProjections(c) +
-                      dense_blocks * static_cast<double>(3 * c.hidden_size * c.intermediate_size) +
-                      (blocks - dense_blocks) * MoeLinear(c) +
-                      mtp * static_cast<double>(2 * c.hidden_size * c.hidden_size));
-  if (!recipe.forward_only) flops.linear += 2 * head;
+  flops.linear = 2 * (AttentionProjections(c) + mlp);
   flops.attention =
-      sparse ? 2 * blocks * heads * static_cast<double>(c.latent_dim() + c.kv_lora_rank) *
-                   MeanKeys(seq_length, c.index_topk)
-             : 2 * blocks * heads * static_cast<double>(c.qk_head_dim() + c.v_head_dim) * all_keys;
-  const double scores = 2 * blocks * static_cast<double>(c.index_n_heads * c.index_head_dim);
-  if (recipe.options.indexer_loss != IndexerLossKind::kNone) {
-    flops.indexer = scores * all_keys + 2 * blocks * IndexerProjections(c);
-  }
+      sparse ? 2 * heads * static_cast<double>(c.latent_dim() + c.kv_lora_rank) * selected_keys
+             : 2 * heads * static_cast<double>(c.qk_head_dim() + c.v_head_dim) * all_keys;
+  const double scores = 2 * static_cast<double>(c.index_n_heads * c.index_head_dim);
+  const double projections = 2 * IndexerProjections(c);
+  if (recipe.options.indexer_loss != IndexerLossKind::kNone)
+    flops.indexer = scores * all_keys + projections;
   if (recipe.forward_only) {
-    const double target = 2 * blocks * heads * static_cast<double>(c.qk_head_dim()) * all_keys;
+    const double target = 2 * heads * static_cast<double>(c.qk_head_dim()) * all_keys;
     flops.total = flops.linear + flops.attention + flops.indexer + target + 3 * scores * all_keys +
-                  2 * 2 * blocks * IndexerProjections(c);
+                  2 * projections;
   } else {
     flops.total = 3 * (flops.linear + flops.attention);
-    if (sparse) {
-      // The indexer learns on the selected keys only: two gradients of their scores.
-      flops.total += flops.indexer + 2 * scores * MeanKeys(seq_length, c.index_topk) +
-                     2 * 2 * blocks * IndexerProjections(c);
-    }
+    // The indexer learns on the selected keys only: two gradients of their scores.
+    if (sparse) flops.total += flops.indexer + 2 * scores * selected_keys + 2 * projections;
   }
+  return flops;
+}
+
+void AddTo(TokenFlops& sum, const TokenFlops& flops) {
+  sum.linear += flops.linear;
+  sum.attention += flops.attention;
+  sum.indexer += flops.indexer;
+  sum.total += flops.total;
+}
+
+// Behind the last block: the head, and the MTP module with its own pass through it.
+TokenFlops EndFlops(const ModelConfig& c, const Recipe& recipe, int64_t seq_length) {
+  const auto mtp = static_cast<double>(c.num_nextn_predict_layers);
+  TokenFlops flops;
+  if (!recipe.forward_only)
+    flops.linear += 2 * static_cast<double>(c.hidden_size * c.vocab_size) * (1 + mtp);
+  flops.linear += 2 * mtp * static_cast<double>(2 * c.hidden_size * c.hidden_size);
+  flops.total = (recipe.forward_only ? 1 : 3) * flops.linear;
+  for (int64_t n = 0; n < c.num_nextn_predict_layers; ++n)
+    AddTo(flops, BlockFlops(c, recipe, seq_length, c.IsMoeLayer(c.num_hidden_layers)));
+  return flops;
+}
+
+}  // namespace
+
+StageCosts BlockCosts(const ModelConfig& c, const Recipe& recipe, int64_t seq_length) {
+  StageCosts costs;
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer)
+    costs.layers.push_back(BlockFlops(c, recipe, seq_length, c.IsMoeLayer(layer)).total);
+  costs.head = EndFlops(c, recipe, seq_length).total;
+  return costs;
+}
+
+TokenFlops ModelFlopsPerToken(const ModelConfig& c, const Recipe& recipe, int64_t seq_length) {
+  TokenFlops flops = EndFlops(c, recipe, seq_length);
+  for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer)
+    AddTo(flops, BlockFlops(c, recipe, seq_length, c.IsMoeLayer(layer)));
   return flops;
 }
 

@@ -9,6 +9,7 @@
 //   J) and target (H Q) once more and the two gradients of the scores (2 I J).
 #pragma once
 
+#include "parallel/stage_split.h"
 #include "trainer/recipe.h"
 
 namespace baleen {
@@ -19,6 +20,10 @@ struct TokenFlops {
   double indexer = 0;    // forward
   double total = 0;      // of the training step
 };
+
+// The same, block by block and for the ends of the network: what the stage split balances (FLOPs of
+// a training step for one token).
+StageCosts BlockCosts(const ModelConfig& model, const Recipe& recipe, int64_t seq_length);
 
 TokenFlops ModelFlopsPerToken(const ModelConfig& model, const Recipe& recipe, int64_t seq_length);
 

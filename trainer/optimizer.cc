@@ -19,7 +19,7 @@ Optimizer::Optimizer(Context& context, const ParameterStore& parameters,
     const Tensor& value = parameters.buffer(group).value;
     OptimizerShard shard;
     shard.group = group;
-    shard.axis = group == ParameterGroup::kExpert ? grid.edp.get() : grid.dp_cp.get();
+    shard.axis = &AxisOf(group, grid);
     CHECK_EQ(value.num_elements() % shard.axis->size(), 0);
     shard.count = value.num_elements() / shard.axis->size();
     shard.begin = shard.count * shard.axis->rank();
@@ -55,8 +55,8 @@ void Optimizer::ComputeNorms() {
     AddSumOfSquares(context_, parameters_.buffer(shard.group).grad.Flat(shard.begin, shard.count),
                     ClipOf(shard.group).sum_of_squares_1);
   }
-  // Own ranges are disjoint over the ranks of a data-parallel axis: their sum counts every element
-  // once.
+  // A group's axis is all ranks that hold the same elements, and own ranges are disjoint over it:
+  // the sum over the world counts every element once.
   for (Clip& clip : clips_) {
     if (!clip.used) continue;
     world_.AllReduce("grad norm", clip.sum_of_squares_1);

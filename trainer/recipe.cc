@@ -75,9 +75,11 @@ absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& m
   if (sparse) {
     recipe.options.attention = ChooseForm(stage, model, recipe.kernel);
     recipe.options.indexer_loss = IndexerLossKind::kSparse;
-    recipe.trained = {ParameterGroup::kMain, ParameterGroup::kExpert, ParameterGroup::kIndexer};
+    recipe.trained = {ParameterGroup::kMain, ParameterGroup::kTensor, ParameterGroup::kEmbedding,
+                      ParameterGroup::kExpert, ParameterGroup::kIndexer};
   } else if (all) {
-    recipe.trained = {ParameterGroup::kMain, ParameterGroup::kExpert};
+    recipe.trained = {ParameterGroup::kMain, ParameterGroup::kTensor, ParameterGroup::kEmbedding,
+                      ParameterGroup::kExpert};
     recipe.use_indexer = false;
   } else {
     recipe.options.indexer_loss = IndexerLossKind::kDense;

@@ -64,8 +64,7 @@ std::vector<StatePiece> ValuePieces(TrainingStage& stage, const ChangedParameter
   std::vector<StatePiece> pieces;
   for (const Parameter& parameter : stage.parameters().parameters()) {
     if (changed.count(parameter.name) == 0) continue;
-    const bool expert = parameter.group == ParameterGroup::kExpert;
-    const Communicator& axis = expert ? *stage.axes().edp : *stage.axes().dp_cp;
+    const Communicator& axis = AxisOf(parameter.group, stage.axes());
     const Tensor& buffer = stage.parameters().buffer(parameter.group).value;
     const int64_t share = buffer.num_elements() / axis.size();
     auto piece = PieceOf(parameter, "", buffer, 0, share * axis.rank(), share * (axis.rank() + 1));

@@ -1,8 +1,7 @@
 #include "trainer/training_stage.h"
 
-#include <cstring>
-
 #include "parallel/agree.h"
+#include "parallel/pipeline_engine.h"
 
 namespace baleen {
 namespace {
@@ -56,62 +55,7 @@ absl::Status CheckBackend(const RunSection& run, const StageConfig& stage) {
   return absl::OkStatus();
 }
 
-absl::Status CheckLayout(const StageConfig& stage, const ProcessGrid& grid) {
-  const ParallelismConfig& asked = stage.parallelism;
-  const std::vector<std::pair<const char*, int64_t>> axes = {
-      {"tensor", asked.tensor},
-      {"pipeline", asked.pipeline},
-      {"expert", asked.expert},
-      {"context", asked.context},
-      {"virtual_stages", asked.virtual_stages.value_or(1)}};
-  for (const auto& [name, value] : axes) {
-    if (value != 1) {
-      return ConfigError("stage '", stage.name, "': parallelism.", name, " = ", value,
-                         ": this version trains with data parallelism only; set it to 1 and the ",
-                         grid.world_size(), " ranks become data-parallel");
-    }
-  }
-  if (!asked.layer_split.empty()) {
-    return ConfigError("stage '", stage.name,
-                       "': parallelism.layer_split needs a pipeline; leave it out");
-  }
-  const int64_t samples = stage.micro_batch_size * grid.dp_size();
-  if (stage.global_batch_size % samples != 0) {
-    return ConfigError("stage '", stage.name, "': global_batch_size = ", stage.global_batch_size,
-                       " is no multiple of micro_batch_size ", stage.micro_batch_size, " x data ",
-                       grid.dp_size(), " = ", samples, "; the next that fits is ",
-                       (stage.global_batch_size / samples + 1) * samples);
-  }
-  return absl::OkStatus();
-}
-
-Tensor IntTensor(const Context& context, const std::vector<int32_t>& values) {
-  const Tensor tensor = context.Empty(DType::kI32, {static_cast<int64_t>(values.size())});
-  std::memcpy(tensor.raw(), values.data(), values.size() * sizeof(int32_t));
-  return tensor;
-}
-
 }  // namespace
-
-Batch MakeBatch(const Context& context, const Microbatch& microbatch) {
-  Batch batch;
-  batch.num_sequences = microbatch.num_samples;
-  batch.seq_length = microbatch.seq_length;
-  batch.tokens_T = IntTensor(context, microbatch.tokens);
-  batch.targets_T = IntTensor(context, microbatch.targets);
-  batch.mtp_tokens_T = IntTensor(context, microbatch.mtp_tokens);
-  batch.mtp_targets_T = IntTensor(context, microbatch.mtp_targets);
-  batch.positions_T = IntTensor(context, microbatch.positions);
-  batch.windows.begin_T = IntTensor(context, microbatch.key_begin);
-  std::vector<int32_t> end(microbatch.tokens.size()), sequence(microbatch.tokens.size());
-  for (size_t row = 0; row < end.size(); ++row) {
-    end[row] = static_cast<int32_t>(row) + 1;
-    sequence[row] = static_cast<int32_t>(static_cast<int64_t>(row) / microbatch.seq_length);
-  }
-  batch.windows.end_T = IntTensor(context, end);
-  batch.sequence_T = IntTensor(context, sequence);
-  return batch;
-}
 
 RopeTable MakeModelRope(const Context& context, const ModelConfig& config, DType dtype,
                         int64_t positions) {
@@ -128,14 +72,16 @@ RopeTable MakeModelRope(const Context& context, const ModelConfig& config, DType
 }
 
 TrainingStage::TrainingStage(const StageConfig& config, ModelConfig model, Recipe recipe,
-                             ProcessGrid grid, Communicator& world)
+                             StageLayout layout, Communicator& world)
     : config_(config),
       model_config_(std::move(model)),
       recipe_(std::move(recipe)),
-      grid_(grid),
+      layout_(std::move(layout)),
       world_(world),
-      axes_(SplitGrid(world, grid)),
-      dtype_(config.precision.compute == Compute::kFp64 ? DType::kF64 : DType::kF32) {}
+      axes_(SplitGrid(world, layout_.grid, layout_.embedding_stages, layout_.expert_node_size)),
+      dtype_(config.precision.compute == Compute::kFp64 ? DType::kF64 : DType::kF32) {
+  recipe_.options.expert_rows = layout_.expert_rows;
+}
 
 absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Make(const RunSection& run,
                                                                    const StageConfig& config,
@@ -164,17 +110,10 @@ absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Open(const RunSect
         " is more than the model's max_position_embeddings = ", effective.max_position_embeddings);
   }
   ASSIGN_OR_RETURN(Recipe recipe, MakeRecipe(config, effective));
-  const auto size = [](int64_t value) {
-    return static_cast<int>(std::min<int64_t>(value, 1 << 20));
-  };
-  ASSIGN_OR_RETURN(ProcessGrid grid,
-                   ProcessGrid::Make(world.size(), {.tensor = size(config.parallelism.tensor),
-                                                    .pipeline = size(config.parallelism.pipeline),
-                                                    .expert = size(config.parallelism.expert),
-                                                    .context = size(config.parallelism.context)}));
-  RETURN_IF_ERROR(CheckLayout(config, grid));
+  ASSIGN_OR_RETURN(StageLayout layout, MakeStageLayout(config, effective, recipe, world.size()));
   std::unique_ptr<TrainingStage> stage(
-      new TrainingStage(config, effective, std::move(recipe), grid, world));
+      new TrainingStage(config, effective, std::move(recipe), std::move(layout), world));
+  RETURN_IF_ERROR(stage->MakePrograms());
   auto train = Loader::Open(MakeLoaderOptions(config, config.data.train, run.seed,
                                               effective.vocab_size, SampleOrder::kShuffled));
   RETURN_IF_ERROR(Agree(world, train.status()));
@@ -188,11 +127,23 @@ absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Open(const RunSect
   return stage;
 }
 
+// Every rank makes and checks the whole schedule: the same numbers give the same lists everywhere.
+absl::Status TrainingStage::MakePrograms() {
+  ScheduleSpec spec = layout_.schedule;
+  ASSIGN_OR_RETURN(const CheckedSchedule train, MakeCheckedSchedule(spec));
+  spec.forward_only = true;
+  ASSIGN_OR_RETURN(const CheckedSchedule validation, MakeCheckedSchedule(spec));
+  program_ = train.schedule.programs[axes_.pp->rank()];
+  validation_program_ = validation.schedule.programs[axes_.pp->rank()];
+  return absl::OkStatus();
+}
+
 void TrainingStage::Build() {
   // The indexers are declared in every recipe but plain dense training, which knows nothing of
   // them.
-  model_.emplace(model_config_, recipe_.use_indexer, parameters_);
-  parameters_.Allocate(context_, dtype_, axes_.dp_cp->size(), recipe_.trained);
+  model_.emplace(model_config_, layout_.PartsOf(axes_.pp->rank()), recipe_.use_indexer,
+                 layout_.PlacementOf(world_.rank()), parameters_);
+  parameters_.Allocate(context_, dtype_, axes_, recipe_.trained);
   rope_ = MakeModelRope(context_, model_config_, dtype_, config_.data.seq_length);
   optimizer_.emplace(context_, parameters_, config_.optimizer, recipe_.trained, axes_, world_);
 }

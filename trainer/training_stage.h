@@ -13,6 +13,7 @@
 #include "trainer/model/model.h"
 #include "trainer/optimizer.h"
 #include "trainer/recipe.h"
+#include "trainer/stage_layout.h"
 
 namespace baleen {
 
@@ -31,12 +32,17 @@ class TrainingStage {
   const StageConfig& config() const { return config_; }
   const ModelConfig& model_config() const { return model_config_; }
   const Recipe& recipe() const { return recipe_; }
-  const ProcessGrid& grid() const { return grid_; }
+  const StageLayout& layout() const { return layout_; }
+  const ProcessGrid& grid() const { return layout_.grid; }
   const GridCommunicators& axes() const { return axes_; }
   Communicator& world() const { return world_; }
   int dp_rank() const { return axes_.dp->rank(); }
   int dp_size() const { return axes_.dp->size(); }
+  RowShare row_share() const { return layout_.RowShareOf(world_.rank()); }
   DType dtype() const { return dtype_; }
+  // This rank's pipeline actions of a training step, and of a pass without backward.
+  const Program& program() const { return program_; }
+  const Program& validation_program() const { return validation_program_; }
 
   Context& context() { return context_; }
   ParameterStore& parameters() { return parameters_; }
@@ -46,11 +52,11 @@ class TrainingStage {
   Loader* validation_data() { return validation_data_ ? &*validation_data_ : nullptr; }
   // What modules are handed; valid while this object lives.
   ModelContext model_context() {
-    return {context_, model_config_, recipe_.options, parameters_, rope_};
+    return {context_, model_config_, recipe_.options, parameters_, rope_, axes_};
   }
   // The same model with other options (validation without indexer loss, controls of baleen eval).
   ModelContext model_context(const ModelOptions& options) {
-    return {context_, model_config_, options, parameters_, rope_};
+    return {context_, model_config_, options, parameters_, rope_, axes_};
   }
 
  private:
@@ -59,17 +65,19 @@ class TrainingStage {
                                                              const StageConfig& config,
                                                              const ModelConfig& model,
                                                              Communicator& world);
-  TrainingStage(const StageConfig& config, ModelConfig model, Recipe recipe, ProcessGrid grid,
+  TrainingStage(const StageConfig& config, ModelConfig model, Recipe recipe, StageLayout layout,
                 Communicator& world);
+  absl::Status MakePrograms();
   void Build();
 
   StageConfig config_;
   ModelConfig model_config_;
   Recipe recipe_;
-  ProcessGrid grid_;
+  StageLayout layout_;
   Communicator& world_;
   GridCommunicators axes_;
   DType dtype_;
+  Program program_, validation_program_;
   Context context_ = Context::Cpu();
   ParameterStore parameters_;
   RopeTable rope_;
@@ -78,9 +86,6 @@ class TrainingStage {
   std::optional<Loader> train_data_;
   std::optional<Loader> validation_data_;
 };
-
-// A microbatch of the loader on the stage's device.
-Batch MakeBatch(const Context& context, const Microbatch& microbatch);
 
 // Tables for RoPE up to `positions`, in the stage's dtype.
 RopeTable MakeModelRope(const Context& context, const ModelConfig& config, DType dtype,

@@ -72,6 +72,7 @@ struct ParallelismConfig {
       layer_split;  // layers of each pipeline part in order; empty: the solver decides
   std::optional<int64_t>
       expert_node_size;  // ranks of a node, for the 2-hop expert exchange; absent: 1 hop
+  double expert_buffer{};  // rows at a rank's experts at once, over the balanced number; 0: all
 
   // Pipeline parts that one rank holds: virtual_stages, or 1, or 2 for interleaved, zbv and
   // dualpipev.

@@ -115,6 +115,14 @@ void Visit(ParallelismConfig& c, Fields& f) {
       .Doc(
           "Ranks of a node: the expert exchange goes in two hops, first between nodes, then "
           "inside. Absent: one hop.");
+  f.Add("expert_buffer", &c.expert_buffer)
+      .Default("4.0")
+      .AtLeast(0)
+      .Unit("balanced loads")
+      .Doc(
+          "Rows that a rank's experts take in at once, as a multiple of its share of an even load; "
+          "what is more comes in further rounds, so that a bad routing costs time and not memory. "
+          "0: no bound.");
 }
 
 void Visit(DataSource& c, Fields& f) {

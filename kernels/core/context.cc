@@ -1,10 +1,13 @@
 #include "kernels/core/context.h"
 
+#include <sys/mman.h>
+
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
@@ -34,33 +37,64 @@ std::string Table(const Ledger& ledger) {
   return out.str();
 }
 
-class HostStorage : public Storage {
+// Counts its bytes for as long as it lives; how the memory came and goes is the subclass's.
+class CountedStorage : public Storage {
  public:
-  HostStorage(void* data, int64_t bytes, std::shared_ptr<Ledger> ledger, std::string use)
+  CountedStorage(void* data, int64_t bytes, std::shared_ptr<Ledger> ledger, std::string use)
       : Storage(data, bytes), ledger_(std::move(ledger)), use_(std::move(use)) {
     ledger_->Add(use_, bytes);
   }
-  ~HostStorage() override {
-    ledger_->Add(use_, -bytes());
-    std::free(data());
-  }
+  ~CountedStorage() override { ledger_->Add(use_, -bytes()); }
 
  private:
   std::shared_ptr<Ledger> ledger_;
   std::string use_;
 };
 
-class HostPool : public MemoryPool {
+class HeapStorage : public CountedStorage {
  public:
-  std::shared_ptr<Storage> Allocate(int64_t bytes, const std::string& use) override {
-    CHECK_GE(bytes, 0) << use;
-    const int64_t rounded =
-        std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-    void* data = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
-    CHECK(data != nullptr) << "out of host memory: " << rounded << " bytes for " << use
-                           << "; held now (bytes):" << Table(*ledger_);
-    return std::make_shared<HostStorage>(data, rounded, ledger_, use);
+  using CountedStorage::CountedStorage;
+  ~HeapStorage() override { std::free(data()); }
+};
+
+// A range of address space without memory behind it, until a page is written to.
+class Region {
+ public:
+  Region(int64_t bytes, const std::string& use) : bytes_(bytes) {
+    data_ = static_cast<char*>(::mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    CHECK(data_ != MAP_FAILED) << "out of address space: " << bytes << " bytes for " << use << " ("
+                               << std::strerror(errno) << "; see ulimit -v)";
   }
+  ~Region() { ::munmap(data_, static_cast<size_t>(bytes_)); }
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+
+  bool HasRoom(int64_t bytes) const { return bytes_ - used_ >= bytes; }
+  void* Take(int64_t bytes) {
+    used_ += bytes;
+    return data_ + used_ - bytes;
+  }
+
+ private:
+  char* data_;
+  int64_t bytes_;
+  int64_t used_ = 0;
+};
+
+class RegionStorage : public CountedStorage {
+ public:
+  RegionStorage(void* data, int64_t bytes, std::shared_ptr<Ledger> ledger, std::string use,
+                std::shared_ptr<Region> region)
+      : CountedStorage(data, bytes, std::move(ledger), std::move(use)),
+        region_(std::move(region)) {}
+
+ private:
+  std::shared_ptr<Region> region_;  // unmapped when its last storage is gone
+};
+
+class CountingPool : public MemoryPool {
+ public:
   std::map<std::string, MemoryUse> Uses() const override { return ledger_->uses; }
   MemoryUse Total() const override { return ledger_->total; }
   void ResetPeak() override {
@@ -68,8 +102,45 @@ class HostPool : public MemoryPool {
     ledger_->total.peak_bytes = ledger_->total.bytes;
   }
 
- private:
+ protected:
+  // What an allocation of `bytes` occupies, in every pool alike.
+  static int64_t Rounded(int64_t bytes) {
+    return std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  }
+  std::shared_ptr<Storage> FromHeap(int64_t rounded, const std::string& use) {
+    void* data = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
+    CHECK(data != nullptr) << "out of host memory: " << rounded << " bytes for " << use
+                           << "; held now (bytes):" << Table(*ledger_);
+    return std::make_shared<HeapStorage>(data, rounded, ledger_, use);
+  }
+
   std::shared_ptr<Ledger> ledger_ = std::make_shared<Ledger>();
+};
+
+class HostPool : public CountingPool {
+ public:
+  std::shared_ptr<Storage> Allocate(int64_t bytes, const std::string& use) override {
+    CHECK_GE(bytes, 0) << use;
+    return FromHeap(Rounded(bytes), use);
+  }
+};
+
+// Takes one place after the other and none twice: what is handed out reads as zeros, and costs no
+// call of the kernel (a step of a large model makes a hundred thousand tensors).
+class DryPool : public CountingPool {
+ public:
+  std::shared_ptr<Storage> Allocate(int64_t bytes, const std::string& use) override {
+    CHECK_GE(bytes, 0) << use;
+    const int64_t rounded = Rounded(bytes);
+    if (region_ == nullptr || !region_->HasRoom(rounded)) {
+      region_ = std::make_shared<Region>(std::max(rounded, kRegionBytes), use);
+    }
+    return std::make_shared<RegionStorage>(region_->Take(rounded), rounded, ledger_, use, region_);
+  }
+
+ private:
+  static constexpr int64_t kRegionBytes = int64_t{256} << 30;
+  std::shared_ptr<Region> region_;
 };
 
 }  // namespace
@@ -85,6 +156,15 @@ std::shared_ptr<MemoryPool> MakeHostPool() {
   return std::make_shared<HostPool>();
 }
 
+std::shared_ptr<MemoryPool> MakeDryPool() { return std::make_shared<DryPool>(); }
+
+Context Context::Dry(OpCounter* counter) {
+  Context context(Device{}, MakeDryPool());
+  context.dry_ = true;
+  context.counter_ = counter;
+  return context;
+}
+
 Tensor Context::Empty(DType dtype, Shape shape) const {
   const int64_t bytes = NumElements(shape) * DTypeBytes(dtype);
   return Tensor(pool_->Allocate(bytes, use_), 0, dtype, std::move(shape), device_);
@@ -92,6 +172,7 @@ Tensor Context::Empty(DType dtype, Shape shape) const {
 
 Tensor Context::Zeros(DType dtype, Shape shape) const {
   Tensor tensor = Empty(dtype, std::move(shape));
+  if (dry_) return tensor;  // zero as it is, and writing would make its pages
   CHECK(device_.kind == DeviceKind::kCpu) << "zeroing on the GPU comes with the CUDA backend";
   std::memset(tensor.raw(), 0, static_cast<size_t>(tensor.bytes()));
   return tensor;

@@ -2,9 +2,13 @@
 // nothing global.
 //
 // MemoryPool hands out storage and knows who holds how much: every allocation carries the name of
-// its use
-// ("parameters", "activations", ...), so the banner, the planner's check and an out-of-memory
-// message can say it.
+// its use ("parameters", "activations", ...), so the banner, the planner's check and an
+// out-of-memory message can say it.
+//
+// A dry context runs the model without computing: tensors are address space that nobody touches,
+// ops check their arguments, allocate what they return (and what they use meanwhile), count their
+// work and skip it. So what a plan says of bytes, messages and operations is what the code that
+// trains does, for models that no machine at hand could hold.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +38,19 @@ class MemoryPool {
 
 // Host memory. One thread at a time.
 std::shared_ptr<MemoryPool> MakeHostPool();
+// Address space with the accounting of the host pool, byte for byte. It reads as zeros; what is
+// written costs its pages. One thread at a time.
+std::shared_ptr<MemoryPool> MakeDryPool();
+
+// The work of one kind of op, as a dry context counts it.
+struct OpCount {
+  int64_t calls = 0;
+  double flops = 0;  // multiplications and additions
+  double bytes = 0;  // operands read and results written, each once
+};
+struct OpCounter {
+  std::map<std::string, OpCount> ops;  // by the op's name
+};
 
 class Context {
  public:
@@ -41,9 +58,13 @@ class Context {
       : device_(device), pool_(std::move(pool)) {}
   // A CPU context with a pool of its own.
   static Context Cpu() { return Context(Device{}, MakeHostPool()); }
+  // A CPU context that computes nothing. `counter`, where given, outlives it and its copies.
+  static Context Dry(OpCounter* counter = nullptr);
 
   Device device() const { return device_; }
   MemoryPool& pool() const { return *pool_; }
+  bool dry() const { return dry_; }
+  OpCounter* counter() const { return counter_; }  // null: nobody counts
   // Uninitialised, respectively zeroed, tensor under the use that ScopedUse named last.
   Tensor Empty(DType dtype, Shape shape) const;
   Tensor Zeros(DType dtype, Shape shape) const;
@@ -54,6 +75,8 @@ class Context {
   Device device_;
   std::shared_ptr<MemoryPool> pool_;
   std::string use_ = "activations";
+  bool dry_ = false;
+  OpCounter* counter_ = nullptr;
 };
 
 // Names what is allocated while it lives.

@@ -16,7 +16,8 @@ void AdamwUpdate(const Context& context, const AdamwParams& params, const Tensor
         params.beta2 < 1)
       << "adamw: step " << params.step << ", beta1 " << params.beta1 << ", beta2 " << params.beta2;
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("adamw");
-  ForFloatOrDouble("adamw", param.dtype(), [&](auto element) {
+  CountBytes(context, "adamw", 7 * param.bytes());  // reads four, writes three
+  ForFloatOrDouble(context, "adamw", param.dtype(), [&](auto element) {
     using T = decltype(element);
     const T* const control = control_2.data<T>();
     if (control[1] != 0) return;
@@ -30,7 +31,7 @@ void ClipControl(const Context& context, const Tensor& sum_of_squares_1, double 
   CheckTensor(context, "clip control", "sum of squares", sum_of_squares_1, DType::kF64, {1});
   CheckTensor(context, "clip control", "control", control_2, control_2.dtype(), {2});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("clip control");
-  ForFloatOrDouble("clip control", control_2.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, "clip control", control_2.dtype(), [&](auto element) {
     using T = decltype(element);
     ClipControlCpu(sum_of_squares_1.data<double>()[0], max_norm, control_2.data<T>());
   });
@@ -40,7 +41,7 @@ void ShareSkipFlag(const Context& context, const Tensor& a_2, const Tensor& b_2)
   CheckTensor(context, "share skip flag", "a", a_2, a_2.dtype(), {2});
   CheckTensor(context, "share skip flag", "b", b_2, a_2.dtype(), {2});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("share skip flag");
-  ForFloatOrDouble("share skip flag", a_2.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, "share skip flag", a_2.dtype(), [&](auto element) {
     using T = decltype(element);
     T* a = a_2.data<T>();
     T* b = b_2.data<T>();

@@ -3,6 +3,7 @@
 
 #include "kernels/ops/attention_cpu.h"
 #include "kernels/ops/dispatch.h"
+#include "kernels/ops/key_sets_cpu.h"
 
 namespace baleen {
 namespace {
@@ -34,15 +35,26 @@ void CheckBackward(const Context& context, const char* op, const Tensor& do_THV,
                    const Tensor& q_THQ, const Tensor& k_SHQ, const Tensor& v_SHV,
                    const AttentionResult& forward, const Tensor& dk_SHQ, const Tensor& dv_SHV) {
   const DType dtype = q_THQ.dtype();
-  // What is summed over rows or keys is kept in fp32, whatever the operands are.
-  const DType statistics = dtype == DType::kF64 ? DType::kF64 : DType::kF32;
   const Shape output = {q_THQ.dim(0), q_THQ.dim(1), v_SHV.dim(2)};
   CheckTensor(context, op, "do_THV", do_THV, dtype, output);
   CheckTensor(context, op, "forward.o_THV", forward.o_THV, dtype, output);
-  CheckTensor(context, op, "forward.lse_TH", forward.lse_TH, statistics,
-              {q_THQ.dim(0), q_THQ.dim(1)});
-  CheckTensor(context, op, "dk_SHQ", dk_SHQ, statistics, k_SHQ.shape());
-  CheckTensor(context, op, "dv_SHV", dv_SHV, statistics, v_SHV.shape());
+  CheckStatistics(context, op, "forward.lse_TH", forward.lse_TH, dtype,
+                  {q_THQ.dim(0), q_THQ.dim(1)});
+  CheckStatistics(context, op, "dk_SHQ", dk_SHQ, dtype, k_SHQ.shape());
+  CheckStatistics(context, op, "dv_SHV", dv_SHV, dtype, v_SHV.shape());
+}
+
+// The products of the forward are 2 (Q + V) a pair of query and key and head, those of the backward
+// 2 (3 Q + 2 V): S and dP again, then dq, dk and dv. `pairs`: of rows and keys.
+enum class Pass : uint8_t { kForward, kBackward };
+
+void CountAttention(const Context& context, const char* op, const Tensor& q_THQ,
+                    const Tensor& k_SHQ, const Tensor& v_SHV, double pairs, Pass pass) {
+  const double Q = static_cast<double>(q_THQ.dim(2)), V = static_cast<double>(v_SHV.dim(2));
+  const double products = pass == Pass::kForward ? Q + V : 3 * Q + 2 * V;
+  const double bytes = static_cast<double>(2 * q_THQ.bytes() + k_SHQ.bytes() + v_SHV.bytes());
+  CountWork(context, op, 2 * products * pairs * static_cast<double>(q_THQ.dim(1)),
+            pass == Pass::kForward ? bytes : 2 * bytes);
 }
 
 }  // namespace
@@ -53,7 +65,10 @@ AttentionResult Attention(const Context& context, const Tensor& q_THQ, const Ten
   CheckQkv(context, kOp, q_THQ, k_SHQ, v_SHV);
   CheckWindows(context, kOp, windows, q_THQ.dim(0));
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+  if (context.counter() != nullptr) {
+    CountAttention(context, kOp, q_THQ, k_SHQ, v_SHV, CountPairs(windows), Pass::kForward);
+  }
+  return ForFloatOrDouble(context, kOp, q_THQ.dtype(), [&](auto zero) {
     return AttentionCpu<decltype(zero)>::Forward(context, q_THQ, k_SHQ, v_SHV, windows, scale);
   });
 }
@@ -67,7 +82,10 @@ Tensor AttentionBackward(const Context& context, const Tensor& do_THV, const Ten
   CheckWindows(context, kOp, windows, q_THQ.dim(0));
   CheckBackward(context, kOp, do_THV, q_THQ, k_SHQ, v_SHV, forward, dk_SHQ, dv_SHV);
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+  if (context.counter() != nullptr) {
+    CountAttention(context, kOp, q_THQ, k_SHQ, v_SHV, CountPairs(windows), Pass::kBackward);
+  }
+  return ForFloatOrDouble(context, kOp, q_THQ.dtype(), [&](auto zero) {
     return AttentionCpu<decltype(zero)>::Backward(context, do_THV, q_THQ, k_SHQ, v_SHV, forward,
                                                   windows, scale, dk_SHQ, dv_SHV);
   });
@@ -79,7 +97,11 @@ AttentionResult MaskedAttention(const Context& context, const Tensor& q_THQ, con
   CheckQkv(context, kOp, q_THQ, k_SHQ, v_SHV);
   CheckIds(context, kOp, ids_TK, q_THQ.dim(0));
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+  if (context.counter() != nullptr) {
+    CountAttention(context, kOp, q_THQ, k_SHQ, v_SHV, static_cast<double>(ids_TK.num_elements()),
+                   Pass::kForward);
+  }
+  return ForFloatOrDouble(context, kOp, q_THQ.dtype(), [&](auto zero) {
     return MaskedAttentionCpu<decltype(zero)>::Forward(context, q_THQ, k_SHQ, v_SHV, ids_TK, scale);
   });
 }
@@ -93,9 +115,13 @@ Tensor MaskedAttentionBackward(const Context& context, const Tensor& do_THV, con
   CheckQkv(context, kOp, q_THQ, k_SHQ, v_SHV);
   CheckIds(context, kOp, ids_TK, q_THQ.dim(0));
   CheckBackward(context, kOp, do_THV, q_THQ, k_SHQ, v_SHV, forward, dk_SHQ, dv_SHV);
-  CheckTensor(context, kOp, "target_TK", target_TK, forward.lse_TH.dtype(), ids_TK.shape());
+  CheckStatistics(context, kOp, "target_TK", target_TK, q_THQ.dtype(), ids_TK.shape());
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, q_THQ.dtype(), [&](auto zero) {
+  if (context.counter() != nullptr) {
+    CountAttention(context, kOp, q_THQ, k_SHQ, v_SHV, static_cast<double>(ids_TK.num_elements()),
+                   Pass::kBackward);
+  }
+  return ForFloatOrDouble(context, kOp, q_THQ.dtype(), [&](auto zero) {
     return MaskedAttentionCpu<decltype(zero)>::Backward(
         context, do_THV, q_THQ, k_SHQ, v_SHV, forward, ids_TK, scale, dk_SHQ, dv_SHV, target_TK);
   });

@@ -11,8 +11,10 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/ops/dispatch.h"
 #include "kernels/ops/key_sets_cpu.h"
 #include "kernels/ops/matmul.h"
+#include "kernels/ops/matmul_cpu.h"
 
 namespace baleen {
 namespace {
@@ -124,17 +126,24 @@ void SoftmaxBackwardRows(const Block& block, const Tensor& do_THV, const Tensor&
   }
 }
 
-template <typename T, typename Keys>
+// A dry call reserves the panels of the largest products: a block that sees all keys.
+template <typename T, typename MakeKeys>
 AttentionResult ForwardOver(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
-                            const Tensor& v_SHV, const Keys& keys, double scale) {
+                            const Tensor& v_SHV, MakeKeys make_keys, double scale) {
   const int64_t num_rows = q_THQ.dim(0), num_heads = q_THQ.dim(1), num_keys = k_SHQ.dim(0);
-  const DType dtype = DTypeOf<T>::value;
+  const DType dtype = q_THQ.dtype();
   AttentionResult result = {context.Zeros(dtype, {num_rows, num_heads, v_SHV.dim(2)}),
-                            context.Empty(dtype, {num_rows, num_heads})};
-  std::fill_n(result.lse_TH.data<T>(), num_rows * num_heads, -std::numeric_limits<T>::infinity());
+                            context.Empty(StatisticsOf(dtype), {num_rows, num_heads})};
   const Shape scratch_shape = {std::min(num_rows, kRowsPerBlock), num_keys};
-  const Tensor logits = context.Empty(dtype, scratch_shape);
-  const Tensor probs = context.Empty(dtype, scratch_shape);
+  const Tensor logits = CpuScratch(context, dtype, scratch_shape);
+  const Tensor probs = CpuScratch(context, dtype, scratch_shape);
+  if (context.dry()) {
+    ReserveMatmulPanels(context, dtype, num_keys, q_THQ.dim(2));
+    ReserveMatmulPanels(context, dtype, v_SHV.dim(2), std::min(num_keys, kKeysPerRun));
+    return result;
+  }
+  const auto keys = make_keys();
+  std::fill_n(result.lse_TH.data<T>(), num_rows * num_heads, -std::numeric_limits<T>::infinity());
   ForEachBlock(keys, num_rows, num_heads, [&](const Block& block) {
     Matmul(context, QueryRows(q_THQ, block), Transpose::kNo, KeyRows(k_SHQ, block), Transpose::kYes,
            ScratchMatrix(logits, block.num_rows(), block.keys.size()), Accumulate::kOverwrite,
@@ -147,17 +156,25 @@ AttentionResult ForwardOver(const Context& context, const Tensor& q_THQ, const T
 }
 
 // target_TK (empty for windows) receives the sum of P over the heads, in the order of the heads.
-template <typename T, typename Keys>
+template <typename T, typename MakeKeys>
 Tensor BackwardOver(const Context& context, const Tensor& do_THV, const Tensor& q_THQ,
                     const Tensor& k_SHQ, const Tensor& v_SHV, const AttentionResult& forward,
-                    const Keys& keys, double scale, const Tensor& dk_SHQ, const Tensor& dv_SHV,
+                    MakeKeys make_keys, double scale, const Tensor& dk_SHQ, const Tensor& dv_SHV,
                     const Tensor& target_TK) {
   const int64_t num_rows = q_THQ.dim(0), num_heads = q_THQ.dim(1), num_keys = k_SHQ.dim(0);
-  const DType dtype = DTypeOf<T>::value;
+  const DType dtype = q_THQ.dtype();
   Tensor dq_THQ = context.Zeros(dtype, q_THQ.shape());
   const Shape scratch_shape = {std::min(num_rows, kRowsPerBlock), num_keys};
-  const Tensor logits = context.Empty(dtype, scratch_shape);  // S, then dP, then scale * dS
-  const Tensor probs = context.Empty(dtype, scratch_shape);
+  const Tensor logits = CpuScratch(context, dtype, scratch_shape);  // S, then dP, then scale * dS
+  const Tensor probs = CpuScratch(context, dtype, scratch_shape);
+  if (context.dry()) {
+    const int64_t rows = scratch_shape[0], run = std::min(num_keys, kKeysPerRun);
+    ReserveMatmulPanels(context, dtype, num_keys, std::max(q_THQ.dim(2), v_SHV.dim(2)));
+    ReserveMatmulPanels(context, dtype, std::max(q_THQ.dim(2), v_SHV.dim(2)), rows);
+    ReserveMatmulPanels(context, dtype, q_THQ.dim(2), run);
+    return dq_THQ;
+  }
+  const auto keys = make_keys();
   ForEachBlock(keys, num_rows, num_heads, [&](const Block& block) {
     const MatrixView q = QueryRows(q_THQ, block), k = KeyRows(k_SHQ, block);
     const MatrixView d_out = QueryRows(do_THV, block);
@@ -191,7 +208,7 @@ template <typename T>
 AttentionResult AttentionCpu<T>::Forward(const Context& context, const Tensor& q_THQ,
                                          const Tensor& k_SHQ, const Tensor& v_SHV,
                                          const KeyWindows& windows, double scale) {
-  const WindowKeys keys("Attention", windows, k_SHQ.dim(0));
+  const auto keys = [&] { return WindowKeys("Attention", windows, k_SHQ.dim(0)); };
   return ForwardOver<T>(context, q_THQ, k_SHQ, v_SHV, keys, scale);
 }
 
@@ -200,7 +217,7 @@ Tensor AttentionCpu<T>::Backward(const Context& context, const Tensor& do_THV, c
                                  const Tensor& k_SHQ, const Tensor& v_SHV,
                                  const AttentionResult& forward, const KeyWindows& windows,
                                  double scale, const Tensor& dk_SHQ, const Tensor& dv_SHV) {
-  const WindowKeys keys("AttentionBackward", windows, k_SHQ.dim(0));
+  const auto keys = [&] { return WindowKeys("AttentionBackward", windows, k_SHQ.dim(0)); };
   return BackwardOver<T>(context, do_THV, q_THQ, k_SHQ, v_SHV, forward, keys, scale, dk_SHQ, dv_SHV,
                          Tensor());
 }
@@ -209,7 +226,7 @@ template <typename T>
 AttentionResult MaskedAttentionCpu<T>::Forward(const Context& context, const Tensor& q_THQ,
                                                const Tensor& k_SHQ, const Tensor& v_SHV,
                                                const Tensor& ids_TK, double scale) {
-  const ListedKeys keys("MaskedAttention", ids_TK, k_SHQ.dim(0));
+  const auto keys = [&] { return ListedKeys("MaskedAttention", ids_TK, k_SHQ.dim(0)); };
   return ForwardOver<T>(context, q_THQ, k_SHQ, v_SHV, keys, scale);
 }
 
@@ -219,8 +236,8 @@ Tensor MaskedAttentionCpu<T>::Backward(const Context& context, const Tensor& do_
                                        const Tensor& v_SHV, const AttentionResult& forward,
                                        const Tensor& ids_TK, double scale, const Tensor& dk_SHQ,
                                        const Tensor& dv_SHV, const Tensor& target_TK) {
-  const ListedKeys keys("MaskedAttentionBackward", ids_TK, k_SHQ.dim(0));
-  std::fill_n(target_TK.data<T>(), target_TK.num_elements(), T{0});
+  const auto keys = [&] { return ListedKeys("MaskedAttentionBackward", ids_TK, k_SHQ.dim(0)); };
+  if (!context.dry()) std::fill_n(target_TK.data<T>(), target_TK.num_elements(), T{0});
   return BackwardOver<T>(context, do_THV, q_THQ, k_SHQ, v_SHV, forward, keys, scale, dk_SHQ, dv_SHV,
                          target_TK);
 }

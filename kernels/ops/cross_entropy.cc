@@ -12,16 +12,18 @@ namespace {
 
 constexpr char kOp[] = "cross_entropy";
 
+// Of logits, or of statistics, of this dtype.
 CrossEntropyStats EmptyStats(const Context& context, DType dtype, int64_t tokens) {
-  return {context.Empty(dtype, {tokens}), context.Empty(dtype, {tokens}),
-          context.Empty(dtype, {tokens})};
+  const DType statistics = StatisticsOf(dtype);
+  return {context.Empty(statistics, {tokens}), context.Empty(statistics, {tokens}),
+          context.Empty(statistics, {tokens})};
 }
 
 void CheckStats(const Context& context, const CrossEntropyStats& stats, DType dtype,
                 const Shape& shape) {
-  CheckTensor(context, kOp, "row_max", stats.row_max_T, dtype, shape);
-  CheckTensor(context, kOp, "row_sum", stats.row_sum_T, dtype, shape);
-  CheckTensor(context, kOp, "target_logit", stats.target_logit_T, dtype, shape);
+  CheckStatistics(context, kOp, "row_max", stats.row_max_T, dtype, shape);
+  CheckStatistics(context, kOp, "row_sum", stats.row_sum_T, dtype, shape);
+  CheckStatistics(context, kOp, "target_logit", stats.target_logit_T, dtype, shape);
 }
 
 // T is float or double, const for statistics that are only read.
@@ -32,8 +34,8 @@ CrossEntropyRows<T> Rows(const CrossEntropyStats& stats) {
           stats.target_logit_T.data<Element>()};
 }
 
-void CheckTargets(const Tensor& targets_T) {
-  CheckIndices(kOp, "targets", targets_T, -1, std::numeric_limits<int32_t>::max());
+void CheckTargets(const Context& context, const Tensor& targets_T) {
+  CheckIndices(context, kOp, "targets", targets_T, -1, std::numeric_limits<int32_t>::max());
 }
 
 }  // namespace
@@ -44,9 +46,10 @@ CrossEntropyStats CrossEntropyLocalStats(const Context& context, const Tensor& l
   const int64_t tokens = logits_TW.dim(0);
   CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckTargets(targets_T);
+  CheckTargets(context, targets_T);
   const CrossEntropyStats stats = EmptyStats(context, logits_TW.dtype(), tokens);
-  ForFloatOrDouble(kOp, logits_TW.dtype(), [&](auto element) {
+  CountBytes(context, kOp, logits_TW.bytes());
+  ForFloatOrDouble(context, kOp, logits_TW.dtype(), [&](auto element) {
     using T = decltype(element);
     CrossEntropyLocalStatsCpu(tokens, logits_TW.dim(1), vocab_begin, logits_TW.data<T>(),
                               targets_T.data<int32_t>(), Rows<T>(stats));
@@ -61,7 +64,7 @@ CrossEntropyStats CombineCrossEntropyStats(const Context& context, const CrossEn
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const int64_t num_parts = parts.row_max_T.dim(0), tokens = parts.row_max_T.dim(1);
   const CrossEntropyStats whole = EmptyStats(context, dtype, tokens);
-  ForFloatOrDouble(kOp, dtype, [&](auto element) {
+  ForFloatOrDouble(context, kOp, dtype, [&](auto element) {
     using T = decltype(element);
     CombineCrossEntropyStatsCpu(num_parts, tokens, Rows<const T>(parts), Rows<T>(whole));
   });
@@ -76,9 +79,9 @@ Tensor CrossEntropyLoss(const Context& context, const CrossEntropyStats& stats,
   CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
   CheckStats(context, stats, dtype, {tokens});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckTargets(targets_T);
+  CheckTargets(context, targets_T);
   const Tensor loss = context.Empty(dtype, {tokens});
-  ForFloatOrDouble(kOp, dtype, [&](auto element) {
+  ForFloatOrDouble(context, kOp, dtype, [&](auto element) {
     using T = decltype(element);
     CrossEntropyLossCpu(tokens, Rows<const T>(stats), targets_T.data<int32_t>(), loss.data<T>());
   });
@@ -93,8 +96,9 @@ void CrossEntropyBackwardInPlace(const Context& context, const Tensor& logits_TW
   CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   CheckStats(context, stats, logits_TW.dtype(), {tokens});
-  CheckTargets(targets_T);
-  ForFloatOrDouble(kOp, logits_TW.dtype(), [&](auto element) {
+  CheckTargets(context, targets_T);
+  CountBytes(context, kOp, 2 * logits_TW.bytes());
+  ForFloatOrDouble(context, kOp, logits_TW.dtype(), [&](auto element) {
     using T = decltype(element);
     CrossEntropyBackwardCpu(tokens, logits_TW.dim(1), vocab_begin, Rows<const T>(stats),
                             targets_T.data<int32_t>(), static_cast<T>(scale), logits_TW.data<T>());

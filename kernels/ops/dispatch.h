@@ -2,7 +2,15 @@
 // the dtype.
 //
 // The messages carry op, argument, expected and found: a wrong shape is found by reading one line.
+//
+// In a dry context (kernels/core/context.h) an op ends where it would begin to compute on floating
+// numbers. Their contents are unknown then, checks of values are left out, and any floating dtype
+// stands for any other: a plan of a bf16 run, with its fp32 sums, is made on a machine whose own
+// definitions are fp32 and fp64. What decides shapes is computed as ever: which rows go to which
+// expert (permute.h, CountExperts), from a balanced choice (Route).
 #pragma once
+
+#include <type_traits>
 
 #include "kernels/core/check.h"
 #include "kernels/core/context.h"
@@ -10,14 +18,33 @@
 
 namespace baleen {
 
+inline bool IsFloating(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF64 || dtype == DType::kBF16 ||
+         dtype == DType::kF8E4M3;
+}
+
+// Equal; or, in a dry context, both floating.
+inline bool DTypesFit(const Context& context, DType a, DType b) {
+  return a == b || (context.dry() && IsFloating(a) && IsFloating(b));
+}
+
 // The tensor lies on the context's device and has this dtype and shape.
 inline void CheckTensor(const Context& context, const char* op, const char* name,
                         const Tensor& tensor, DType dtype, const Shape& shape) {
-  CHECK(tensor.dtype() == dtype && tensor.shape() == shape)
+  CHECK(DTypesFit(context, tensor.dtype(), dtype) && tensor.shape() == shape)
       << op << ": " << name << " is " << tensor.DebugString() << ", expected " << DTypeName(dtype)
       << ShapeString(shape);
   CHECK(tensor.device() == context.device())
       << op << ": " << name << " " << tensor.DebugString() << " lies on another device";
+}
+
+// What is summed over rows or keys is kept in fp32, whatever the operands are; fp64 stays fp64.
+inline DType StatisticsOf(DType dtype) { return dtype == DType::kF64 ? DType::kF64 : DType::kF32; }
+
+// A tensor of such sums beside operands of `dtype`.
+inline void CheckStatistics(const Context& context, const char* op, const char* name,
+                            const Tensor& tensor, DType dtype, const Shape& shape) {
+  CheckTensor(context, op, name, tensor, StatisticsOf(dtype), shape);
 }
 
 // The number of dimensions, where the tensor itself says the extents.
@@ -30,12 +57,38 @@ inline void CheckRank(const char* op, const char* name, const Tensor& tensor, in
   __builtin_unreachable();
 }
 
-// Calls function(T{}) with the element type of the CPU definitions: float or double.
+// Calls function(T{}) with the element type of the CPU definitions: float or double. In a dry
+// context a function that returns nothing is not called; one that returns its result is, since it
+// allocates it, and itself stops before it computes (T is then no promise about the operands).
 template <typename Function>
-auto ForFloatOrDouble(const char* op, DType dtype, Function function) {
-  CHECK(dtype == DType::kF32 || dtype == DType::kF64)
+auto ForFloatOrDouble(const Context& context, const char* op, DType dtype, Function function) {
+  using Result = decltype(function(float{}));
+  if constexpr (std::is_void_v<Result>) {
+    if (context.dry()) return;
+  }
+  CHECK(context.dry() || dtype == DType::kF32 || dtype == DType::kF64)
       << op << ": on the CPU F32 and F64 are defined, not " << DTypeName(dtype);
   return dtype == DType::kF64 ? function(double{}) : function(float{});
+}
+
+// Memory that only the CPU definition needs while it runs: a dry call takes it like a real one, but
+// not for dtypes that the CPU does not compute with (kernels of devices have workspaces of their
+// own).
+inline Tensor CpuScratch(const Context& context, DType dtype, const Shape& shape) {
+  if (dtype != DType::kF32 && dtype != DType::kF64) return Tensor();
+  return context.Empty(dtype, shape);
+}
+
+// Adds to the counter of a dry context.
+inline void CountWork(const Context& context, const char* op, double flops, double bytes) {
+  if (context.counter() == nullptr) return;
+  OpCount& count = context.counter()->ops[op];
+  ++count.calls;
+  count.flops += flops;
+  count.bytes += bytes;
+}
+inline void CountBytes(const Context& context, const char* op, int64_t bytes) {
+  CountWork(context, op, 0, static_cast<double>(bytes));
 }
 
 }  // namespace baleen

@@ -16,7 +16,8 @@ void AddInto(const Context& context, const char* op, const Tensor& a, const Tens
              const Tensor& sum) {
   CheckTensor(context, op, "b", b, a.dtype(), a.shape());
   RequireCpu(context, op);
-  ForFloatOrDouble(op, a.dtype(), [&](auto element) {
+  CountBytes(context, op, a.bytes() + b.bytes() + sum.bytes());
+  ForFloatOrDouble(context, op, a.dtype(), [&](auto element) {
     using T = decltype(element);
     AddCpu(a.num_elements(), a.data<T>(), b.data<T>(), sum.data<T>());
   });
@@ -51,7 +52,8 @@ void AddInPlace(const Context& context, const Tensor& a, const Tensor& b) {
 
 void ScaleInPlace(const Context& context, const Tensor& a, double factor) {
   RequireCpu(context, "scale");
-  ForFloatOrDouble("scale", a.dtype(), [&](auto element) {
+  CountBytes(context, "scale", 2 * a.bytes());
+  ForFloatOrDouble(context, "scale", a.dtype(), [&](auto element) {
     using T = decltype(element);
     ScaleCpu(a.num_elements(), static_cast<T>(factor), a.data<T>());
   });
@@ -59,14 +61,17 @@ void ScaleInPlace(const Context& context, const Tensor& a, double factor) {
 
 void FillZero(const Context& context, const Tensor& a) {
   RequireCpu(context, "fill zero");
-  if (a.num_elements() > 0) std::memset(a.raw(), 0, static_cast<size_t>(a.bytes()));
+  CountBytes(context, "fill zero", a.bytes());
+  if (!context.dry() && a.num_elements() > 0)
+    std::memset(a.raw(), 0, static_cast<size_t>(a.bytes()));
 }
 
 void Copy(const Context& context, const Tensor& source, const Tensor& target) {
-  CHECK(source.dtype() == target.dtype() && source.num_elements() == target.num_elements())
+  CHECK(DTypesFit(context, source.dtype(), target.dtype()) && source.num_elements() == target.num_elements())
       << "copy: from " << source.DebugString() << " to " << target.DebugString();
   RequireCpu(context, "copy");
-  if (source.num_elements() == 0) return;
+  CountBytes(context, "copy", 2 * source.bytes());
+  if (context.dry() || source.num_elements() == 0) return;
   std::memmove(target.raw(), source.raw(), static_cast<size_t>(source.bytes()));
 }
 
@@ -79,6 +84,8 @@ Tensor Clone(const Context& context, const Tensor& a) {
 Tensor Cast(const Context& context, const Tensor& a, DType dtype) {
   RequireCpu(context, "cast");
   const Tensor result = context.Empty(dtype, a.shape());
+  CountBytes(context, "cast", a.bytes() + result.bytes());
+  if (context.dry()) return result;
   ForCastable(a.dtype(), [&](auto from) {
     ForCastable(dtype, [&](auto to) {
       CastCpu(a.num_elements(), a.data<decltype(from)>(), result.data<decltype(to)>());
@@ -94,6 +101,8 @@ Tensor ConcatColumns(const Context& context, const Tensor& a_TA, const Tensor& b
   const int64_t rows = a_TA.dim(0), element_bytes = DTypeBytes(a_TA.dtype());
   const int64_t a_bytes = a_TA.dim(1) * element_bytes, b_bytes = b_TB.dim(1) * element_bytes;
   const Tensor joined = context.Empty(a_TA.dtype(), {rows, a_TA.dim(1) + b_TB.dim(1)});
+  CountBytes(context, "concat columns", 2 * joined.bytes());
+  if (context.dry()) return joined;
   char* const out = static_cast<char*>(joined.raw());
   CopyRowsCpu(rows, a_bytes, a_TA.raw(), a_bytes, out, a_bytes + b_bytes);
   CopyRowsCpu(rows, b_bytes, b_TB.raw(), b_bytes, out + a_bytes, a_bytes + b_bytes);
@@ -107,6 +116,8 @@ Tensor SliceColumns(const Context& context, const Tensor& x_TW, int64_t begin, i
   RequireCpu(context, "slice columns");
   const int64_t element_bytes = DTypeBytes(x_TW.dtype());
   const Tensor slice = context.Empty(x_TW.dtype(), {x_TW.dim(0), count});
+  CountBytes(context, "slice columns", 2 * slice.bytes());
+  if (context.dry()) return slice;
   CopyRowsCpu(x_TW.dim(0), count * element_bytes,
               static_cast<const char*>(x_TW.raw()) + begin * element_bytes,
               x_TW.dim(1) * element_bytes, slice.raw(), count * element_bytes);

@@ -23,7 +23,8 @@ Tensor EmbeddingLookup(const Context& context, const Tensor& ids_T, const Tensor
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const int64_t W = table_WD.dim(0), D = table_WD.dim(1), tokens = ids_T.dim(0);
   const Tensor y = context.Empty(table_WD.dtype(), {tokens, D});
-  ForFloatOrDouble(kOp, table_WD.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 2 * y.bytes());
+  ForFloatOrDouble(context, kOp, table_WD.dtype(), [&](auto element) {
     using T = decltype(element);
     EmbeddingLookupCpu(tokens, W, D, vocab_begin, ids_T.data<int32_t>(), table_WD.data<T>(),
                        y.data<T>());
@@ -37,7 +38,8 @@ void EmbeddingBackward(const Context& context, const Tensor& ids_T, const Tensor
   const int64_t W = dtable_WD.dim(0), D = dtable_WD.dim(1), tokens = ids_T.dim(0);
   CheckTensor(context, kOp, "dy", dy_TD, dtable_WD.dtype(), {tokens, D});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  ForFloatOrDouble(kOp, dtable_WD.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 3 * dy_TD.bytes());
+  ForFloatOrDouble(context, kOp, dtable_WD.dtype(), [&](auto element) {
     using T = decltype(element);
     EmbeddingBackwardCpu(tokens, W, D, vocab_begin, ids_T.data<int32_t>(), dy_TD.data<T>(),
                          dtable_WD.data<T>());

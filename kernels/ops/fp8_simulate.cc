@@ -14,8 +14,10 @@ Tensor SimulateFp8(const Context& context, const Tensor& x, int64_t group) {
       << kOp << ": groups of " << group << " do not divide the last dimension of "
       << x.DebugString();
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(
-      kOp, x.dtype(), [&](auto zero) { return SimulateFp8Cpu<decltype(zero)>(context, x, group); });
+  CountBytes(context, kOp, 2 * x.bytes());
+  return ForFloatOrDouble(context, kOp, x.dtype(), [&](auto zero) {
+    return SimulateFp8Cpu<decltype(zero)>(context, x, group);
+  });
 }
 
 }  // namespace baleen

@@ -26,6 +26,7 @@ T PowerOfTwoScale(T amax) {
 template <typename T>
 Tensor SimulateFp8Cpu(const Context& context, const Tensor& x, int64_t group) {
   Tensor y = context.Empty(x.dtype(), x.shape());
+  if (context.dry()) return y;
   for (int64_t begin = 0; begin < x.num_elements(); begin += group) {
     const T* in = x.data<T>() + begin;
     T amax = static_cast<T>(kSmallestAmax);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/ops/dispatch.h"
 #include "kernels/ops/key_sets_cpu.h"
 
 namespace baleen {
@@ -14,7 +15,7 @@ class GatheredKeys {
  public:
   // Room for up to `max_keys` rows of x_SW.
   GatheredKeys(const Context& context, const Tensor& x_SW, int64_t max_keys)
-      : x_SW_(x_SW), rows_NW_(context.Empty(x_SW.dtype(), {max_keys, x_SW.dim(1)})) {}
+      : x_SW_(x_SW), rows_NW_(CpuScratch(context, x_SW.dtype(), {max_keys, x_SW.dim(1)})) {}
 
   // Copies the keys of `row`; slots that hold -1 are left out.
   void Gather(const ListedKeys& keys, int64_t row) {

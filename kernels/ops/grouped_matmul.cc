@@ -5,6 +5,7 @@
 
 #include "kernels/ops/dispatch.h"
 #include "kernels/ops/matmul.h"
+#include "kernels/ops/matmul_cpu.h"
 
 namespace baleen {
 namespace {
@@ -15,7 +16,8 @@ void CheckGroups(const Context& context, const Tensor& rows, const Tensor& weigh
                  const Tensor& offsets_L1) {
   CheckRank(kOp, "rows", rows, 2);
   CheckRank(kOp, "weight", weight_LOI, 3);
-  CHECK_EQ(rows.dtype(), weight_LOI.dtype()) << kOp;
+  CHECK(DTypesFit(context, rows.dtype(), weight_LOI.dtype()))
+      << kOp << ": rows " << rows.DebugString() << ", weight " << weight_LOI.DebugString();
   const int64_t num_experts = weight_LOI.dim(0);
   CheckTensor(context, kOp, "offsets", offsets_L1, DType::kI32, {num_experts + 1});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
@@ -37,6 +39,19 @@ void ForEachGroup(const Tensor& offsets_L1, Function function) {
   }
 }
 
+// Every row meets one expert's [out, in] matrix, whatever the offsets say. The panels are those of
+// one expert's product.
+void DryGroups(const Context& context, const Tensor& rows, const Tensor& result,
+               const Tensor& weight_LOI, int64_t n, int64_t k) {
+  const int64_t num_rows = rows.dim(0);
+  if (num_rows > 0) ReserveMatmulPanels(context, result.dtype(), n, k);
+  const double width = static_cast<double>(weight_LOI.dim(1) * weight_LOI.dim(2));
+  const double moved = static_cast<double>(weight_LOI.bytes()) +
+                       static_cast<double>(num_rows * DTypeBytes(rows.dtype())) *
+                           static_cast<double>(weight_LOI.dim(1) + weight_LOI.dim(2));
+  CountWork(context, kOp, 2 * static_cast<double>(num_rows) * width, moved);
+}
+
 MatrixView Expert(const Tensor& weight_LOI, int64_t l) {
   return AsMatrix(weight_LOI.Rows(l, l + 1));
 }
@@ -49,6 +64,10 @@ Tensor GroupedLinear(const Context& context, const Tensor& x, const Tensor& weig
   CHECK_EQ(x.dim(1), weight_LOI.dim(2))
       << kOp << ": x " << x.DebugString() << ", weight " << weight_LOI.DebugString();
   const Tensor y = context.Empty(x.dtype(), {x.dim(0), weight_LOI.dim(1)});
+  if (context.dry()) {
+    DryGroups(context, x, y, weight_LOI, weight_LOI.dim(1), weight_LOI.dim(2));
+    return y;
+  }
   ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
     Matmul(context, AsMatrix(x).RowRange(begin, end), Transpose::kNo, Expert(weight_LOI, l),
            Transpose::kYes, AsMatrix(y).RowRange(begin, end));
@@ -62,6 +81,10 @@ Tensor GroupedLinearBackwardInput(const Context& context, const Tensor& dy,
   CHECK_EQ(dy.dim(1), weight_LOI.dim(1))
       << kOp << ": dy " << dy.DebugString() << ", weight " << weight_LOI.DebugString();
   const Tensor dx = context.Empty(dy.dtype(), {dy.dim(0), weight_LOI.dim(2)});
+  if (context.dry()) {
+    DryGroups(context, dy, dx, weight_LOI, weight_LOI.dim(2), weight_LOI.dim(1));
+    return dx;
+  }
   ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
     Matmul(context, AsMatrix(dy).RowRange(begin, end), Transpose::kNo, Expert(weight_LOI, l),
            Transpose::kNo, AsMatrix(dx).RowRange(begin, end));
@@ -75,6 +98,12 @@ void GroupedLinearBackwardWeight(const Context& context, const Tensor& dy, const
   CHECK_EQ(dy.dim(1), dweight_LOI.dim(1))
       << kOp << ": dy " << dy.DebugString() << ", dweight " << dweight_LOI.DebugString();
   CheckTensor(context, kOp, "x", x, dy.dtype(), {dy.dim(0), dweight_LOI.dim(2)});
+  if (context.dry()) {
+    // The depth of an expert's product is its rows: the even share stands for them.
+    const int64_t share = (dy.dim(0) + dweight_LOI.dim(0) - 1) / dweight_LOI.dim(0);
+    DryGroups(context, dy, dweight_LOI, dweight_LOI, dweight_LOI.dim(2), share);
+    return;
+  }
   ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
     Matmul(context, AsMatrix(dy).RowRange(begin, end), Transpose::kYes,
            AsMatrix(x).RowRange(begin, end), Transpose::kNo, Expert(dweight_LOI, l),

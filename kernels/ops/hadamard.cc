@@ -15,8 +15,10 @@ Tensor HadamardTransform(const Context& context, const Tensor& x) {
   CHECK(x.dim(-1) > 0 && std::has_single_bit(static_cast<uint64_t>(x.dim(-1))))
       << kOp << ": x is " << x.DebugString() << ", its last dimension is no power of two";
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(
-      kOp, x.dtype(), [&](auto zero) { return HadamardTransformCpu<decltype(zero)>(context, x); });
+  CountBytes(context, kOp, 2 * x.bytes());
+  return ForFloatOrDouble(context, kOp, x.dtype(), [&](auto zero) {
+    return HadamardTransformCpu<decltype(zero)>(context, x);
+  });
 }
 
 }  // namespace baleen

@@ -40,16 +40,21 @@ IndexerLossResult DenseIndexerLoss(const Context& context, const Tensor& q_TIJ, 
                                    const KeyWindows& windows, double grad_scale, int64_t key_tile,
                                    const Tensor& dk_SJ);
 
-// How good a selection is, on the query rows `rows_R` (kI32) only: against the dense target p of the row,
+// The dense target of a few query rows, written out: p_TS [T, S] = mean over the target's heads of
+// exp(scale q.k - lse), 0 outside the row's window. Ranks that hold different heads add theirs and
+// divide by the number of ranks.
+Tensor DenseTargetProbabilities(const Context& context, const DenseTarget& target,
+                                const KeyWindows& windows);
+
+// How good a selection is, row by row, against the dense target p_TS:
 //   mass = sum of p over ids;  best_mass = sum of the K largest p;  recall = |ids and K largest p| / |ids|
 // with K = |ids| of the row; equal p: the lower key is the larger. A row without ids has 0, 0 and 1.
 struct SelectionQualityResult {
-  Tensor mass_R;
-  Tensor best_mass_R;
-  Tensor recall_R;
+  Tensor mass_T;
+  Tensor best_mass_T;
+  Tensor recall_T;
 };
-SelectionQualityResult SelectionQuality(const Context& context, const Tensor& rows_R,
-                                        const Tensor& ids_TK, const DenseTarget& target,
-                                        const KeyWindows& windows);
+SelectionQualityResult SelectionQuality(const Context& context, const Tensor& p_TS,
+                                        const Tensor& ids_TK, const KeyWindows& windows);
 
 }  // namespace baleen

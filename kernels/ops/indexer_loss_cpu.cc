@@ -14,6 +14,7 @@
 #include "kernels/ops/gathered_keys_cpu.h"
 #include "kernels/ops/indexer_scores_cpu.h"
 #include "kernels/ops/matmul.h"
+#include "kernels/ops/matmul_cpu.h"
 
 namespace baleen {
 namespace {
@@ -58,11 +59,10 @@ void BackwardOfScores(T* a_IN, const T* delta_N, const T* w_I, int64_t num_heads
   }
 }
 
-template <typename T>
 IndexerLossResult ZeroResult(const Context& context, const Tensor& q_TIJ) {
-  const DType dtype = DTypeOf<T>::value;
-  return {context.Zeros(dtype, {q_TIJ.dim(0)}), context.Zeros(dtype, q_TIJ.shape()),
-          context.Zeros(dtype, {q_TIJ.dim(0), q_TIJ.dim(1)})};
+  const DType dtype = q_TIJ.dtype(), statistics = StatisticsOf(dtype);
+  return {context.Zeros(statistics, {q_TIJ.dim(0)}), context.Zeros(dtype, q_TIJ.shape()),
+          context.Zeros(statistics, {q_TIJ.dim(0), q_TIJ.dim(1)})};
 }
 
 // The state of one call of DenseIndexerLoss.
@@ -84,15 +84,19 @@ class DenseLoss {
         key_tile_(std::min(key_tile, std::max<int64_t>(1, k_SJ.dim(0)))),
         lse_(kRowsPerBlock),
         dw_(kRowsPerBlock * num_heads_) {
-    const DType dtype = DTypeOf<T>::value;
-    products_ = context.Empty(dtype, {kRowsPerBlock * num_heads_ * key_tile_});
-    scores_ = context.Empty(dtype, {kRowsPerBlock * key_tile_});
-    logits_ = context.Empty(dtype, {kRowsPerBlock * key_tile_});
-    p_ = context.Empty(dtype, {kRowsPerBlock * key_tile_});
+    const DType dtype = q_TIJ.dtype();
+    products_ = CpuScratch(context, dtype, {kRowsPerBlock * num_heads_ * key_tile_});
+    scores_ = CpuScratch(context, dtype, {kRowsPerBlock * key_tile_});
+    logits_ = CpuScratch(context, dtype, {kRowsPerBlock * key_tile_});
+    p_ = CpuScratch(context, dtype, {kRowsPerBlock * key_tile_});
   }
 
   IndexerLossResult Run() {
-    IndexerLossResult result = ZeroResult<T>(context_, q_TIJ_);
+    IndexerLossResult result = ZeroResult(context_, q_TIJ_);
+    if (context_.dry()) {
+      ReservePanels();
+      return result;
+    }
     for (first_ = 0; first_ < q_TIJ_.dim(0); first_ += kRowsPerBlock) {
       last_ = std::min(q_TIJ_.dim(0), first_ + kRowsPerBlock);
       lse_.assign(kRowsPerBlock, RunningLogSumExp<T>());
@@ -112,6 +116,14 @@ class DenseLoss {
   }
 
  private:
+  // Those of the largest products: scores, the target's logits, dq and dk of a whole tile.
+  void ReservePanels() const {
+    const DType dtype = q_TIJ_.dtype();
+    const int64_t width = q_TIJ_.dim(2), rows = std::min(q_TIJ_.dim(0), kRowsPerBlock);
+    ReserveMatmulPanels(context_, dtype, key_tile_, std::max(width, target_.q_THQ.dim(2)));
+    ReserveMatmulPanels(context_, dtype, width, std::max(key_tile_, rows * num_heads_));
+  }
+
   template <typename Body>
   void ForEachTile(Body body) const {
     const KeyRange range = keys_.Union(first_, last_);
@@ -226,12 +238,17 @@ IndexerLossResult SparseIndexerLossCpu(const Context& context, const Tensor& q_T
                                        const Tensor& target_TK, double target_scale,
                                        double grad_scale, const Tensor& dk_SJ) {
   const int64_t num_heads = q_TIJ.dim(1), width = q_TIJ.dim(2), num_slots = ids_TK.dim(1);
-  const ListedKeys keys("SparseIndexerLoss", ids_TK, k_SJ.dim(0));
-  const DType dtype = DTypeOf<T>::value;
-  IndexerLossResult result = ZeroResult<T>(context, q_TIJ);
+  const DType dtype = q_TIJ.dtype();
+  IndexerLossResult result = ZeroResult(context, q_TIJ);
   GatheredKeys<T> gathered(context, k_SJ, num_slots);
-  const Tensor products = context.Empty(dtype, {num_heads, num_slots});
-  const Tensor dgathered = context.Empty(dtype, {num_slots, width});
+  const Tensor products = CpuScratch(context, dtype, {num_heads, num_slots});
+  const Tensor dgathered = CpuScratch(context, dtype, {num_slots, width});
+  if (context.dry()) {
+    ReserveMatmulPanels(context, dtype, num_slots, width);
+    ReserveMatmulPanels(context, dtype, width, std::max(num_slots, num_heads));
+    return result;
+  }
+  const ListedKeys keys("SparseIndexerLoss", ids_TK, k_SJ.dim(0));
   std::vector<T> scores(num_slots), p(num_slots), delta(num_slots);
   std::vector<double> dw(num_heads);
   for (int64_t t = 0; t < q_TIJ.dim(0); ++t) {

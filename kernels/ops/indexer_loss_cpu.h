@@ -27,8 +27,11 @@ IndexerLossResult DenseIndexerLossCpu(const Context& context, const Tensor& q_TI
                                       double grad_scale, int64_t key_tile, const Tensor& dk_SJ);
 
 template <typename T>
-SelectionQualityResult SelectionQualityCpu(const Context& context, const Tensor& rows_R,
-                                           const Tensor& ids_TK, const DenseTarget& target,
-                                           const KeyWindows& windows);
+Tensor DenseTargetProbabilitiesCpu(const Context& context, const DenseTarget& target,
+                                   const KeyWindows& windows);
+
+template <typename T>
+SelectionQualityResult SelectionQualityCpu(const Context& context, const Tensor& p_TS,
+                                           const Tensor& ids_TK, const KeyWindows& windows);
 
 }  // namespace baleen

@@ -3,6 +3,7 @@
 
 #include "kernels/ops/dispatch.h"
 #include "kernels/ops/indexer_scores_cpu.h"
+#include "kernels/ops/key_sets_cpu.h"
 
 namespace baleen {
 
@@ -16,12 +17,16 @@ Tensor IndexerScores(const Context& context, const Tensor& q_TIJ, const Tensor& 
   CheckTensor(context, kOp, "q_TIJ", q_TIJ, dtype, q_TIJ.shape());
   CheckTensor(context, kOp, "k_SJ", k_SJ, dtype, {k_SJ.dim(0), q_TIJ.dim(2)});
   // The weights carry the softmax temperature: fp32 also where q and k are narrower.
-  CheckTensor(context, kOp, "w_TI", w_TI, dtype == DType::kF64 ? DType::kF64 : DType::kF32,
-              {num_rows, q_TIJ.dim(1)});
+  CheckStatistics(context, kOp, "w_TI", w_TI, dtype, {num_rows, q_TIJ.dim(1)});
   CheckTensor(context, kOp, "windows.begin_T", windows.begin_T, DType::kI32, {num_rows});
   CheckTensor(context, kOp, "windows.end_T", windows.end_T, DType::kI32, {num_rows});
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, dtype, [&](auto zero) {
+  if (context.counter() != nullptr) {
+    const double products = static_cast<double>(q_TIJ.dim(1) * (q_TIJ.dim(2) + 1));
+    CountWork(context, kOp, 2 * products * CountPairs(windows),
+              static_cast<double>(q_TIJ.bytes() + k_SJ.bytes()) + 4 * CountPairs(windows));
+  }
+  return ForFloatOrDouble(context, kOp, dtype, [&](auto zero) {
     return IndexerScoresCpu<decltype(zero)>(context, q_TIJ, k_SJ, w_TI, windows);
   });
 }

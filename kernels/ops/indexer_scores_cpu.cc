@@ -4,8 +4,10 @@
 
 #include <limits>
 
+#include "kernels/ops/dispatch.h"
 #include "kernels/ops/key_sets_cpu.h"
 #include "kernels/ops/matmul.h"
+#include "kernels/ops/matmul_cpu.h"
 
 namespace baleen {
 namespace {
@@ -18,13 +20,17 @@ template <typename T>
 Tensor IndexerScoresCpu(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
                         const Tensor& w_TI, const KeyWindows& windows) {
   const int64_t num_rows = q_TIJ.dim(0), num_heads = q_TIJ.dim(1), num_keys = k_SJ.dim(0);
-  const WindowKeys keys("IndexerScores", windows, num_keys);
-  const DType dtype = DTypeOf<T>::value;
-  Tensor scores_TS = context.Empty(dtype, {num_rows, num_keys});
-  std::fill_n(scores_TS.data<T>(), num_rows * num_keys, -std::numeric_limits<T>::infinity());
+  const DType dtype = q_TIJ.dtype();
+  Tensor scores_TS = context.Empty(StatisticsOf(dtype), {num_rows, num_keys});
   const int64_t block_rows = std::min(kRowsPerBlock, num_rows);
-  const Tensor products = context.Empty(dtype, {block_rows * num_heads * num_keys});
-  const Tensor block_scores = context.Empty(dtype, {num_keys});
+  const Tensor products = CpuScratch(context, dtype, {block_rows * num_heads * num_keys});
+  const Tensor block_scores = CpuScratch(context, dtype, {num_keys});
+  if (context.dry()) {
+    ReserveMatmulPanels(context, dtype, num_keys, q_TIJ.dim(2));
+    return scores_TS;
+  }
+  const WindowKeys keys("IndexerScores", windows, num_keys);
+  std::fill_n(scores_TS.data<T>(), num_rows * num_keys, -std::numeric_limits<T>::infinity());
   const MatrixView k = AsMatrix(k_SJ);
   for (int64_t first = 0; first < num_rows; first += kRowsPerBlock) {
     const int64_t last = std::min(num_rows, first + kRowsPerBlock);

@@ -23,6 +23,16 @@ struct KeyRange {
 // CHECKs 0 <= begin <= end <= num_keys in every row.
 void CheckKeyWindows(const char* op, const KeyWindows& windows, int64_t num_keys);
 
+// Query rows times the keys they see: what the work of a dry call is counted from (windows come
+// from the batch, they are known then too).
+inline double CountPairs(const KeyWindows& windows) {
+  const int32_t* begin_T = windows.begin_T.data<int32_t>();
+  const int32_t* end_T = windows.end_T.data<int32_t>();
+  int64_t pairs = 0;
+  for (int64_t t = 0; t < windows.begin_T.num_elements(); ++t) pairs += end_T[t] - begin_T[t];
+  return static_cast<double>(pairs);
+}
+
 // CHECKs that each id is -1 or in [0, num_keys), and that no row names a key twice.
 void CheckKeyIds(const char* op, const Tensor& ids_TK, int64_t num_keys);
 

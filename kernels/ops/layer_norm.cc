@@ -22,9 +22,11 @@ LayerNormResult LayerNorm(const Context& context, const Tensor& x, const Tensor&
   CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
   CheckTensor(context, kOp, "bias", bias, x.dtype(), {D});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  LayerNormResult result{context.Empty(x.dtype(), x.shape()), context.Empty(x.dtype(), {rows}),
-                         context.Empty(x.dtype(), {rows})};
-  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+  const DType statistics = StatisticsOf(x.dtype());
+  LayerNormResult result{context.Empty(x.dtype(), x.shape()), context.Empty(statistics, {rows}),
+                         context.Empty(statistics, {rows})};
+  CountBytes(context, kOp, 2 * x.bytes());
+  ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {
     using T = decltype(element);
     LayerNormCpu(rows, D, x.data<T>(), weight.data<T>(), bias.data<T>(), eps, result.y.data<T>(),
                  result.mean.data<T>(), result.rstd.data<T>());
@@ -37,11 +39,12 @@ Tensor LayerNormBackwardInput(const Context& context, const Tensor& dy, const Te
   const int64_t rows = RowsOf(x), D = x.dim(-1);
   CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
   CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
-  CheckTensor(context, kOp, "mean", mean, x.dtype(), {rows});
-  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  CheckStatistics(context, kOp, "mean", mean, x.dtype(), {rows});
+  CheckStatistics(context, kOp, "rstd", rstd, x.dtype(), {rows});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const Tensor dx = context.Empty(x.dtype(), x.shape());
-  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 3 * x.bytes());
+  ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {
     using T = decltype(element);
     LayerNormBackwardInputCpu(rows, D, dy.data<T>(), x.data<T>(), weight.data<T>(), mean.data<T>(),
                               rstd.data<T>(), dx.data<T>());
@@ -54,12 +57,12 @@ void LayerNormBackwardWeight(const Context& context, const Tensor& dy, const Ten
                              const Tensor& dbias) {
   const int64_t rows = RowsOf(x), D = x.dim(-1);
   CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
-  CheckTensor(context, kOp, "mean", mean, x.dtype(), {rows});
-  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
-  CheckTensor(context, kOp, "dweight", dweight, x.dtype(), {D});
-  CheckTensor(context, kOp, "dbias", dbias, x.dtype(), {D});
+  CheckStatistics(context, kOp, "mean", mean, x.dtype(), {rows});
+  CheckStatistics(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  CheckStatistics(context, kOp, "dweight", dweight, x.dtype(), {D});
+  CheckStatistics(context, kOp, "dbias", dbias, x.dtype(), {D});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {
     using T = decltype(element);
     LayerNormBackwardWeightCpu(rows, D, dy.data<T>(), x.data<T>(), mean.data<T>(), rstd.data<T>(),
                                dweight.data<T>(), dbias.data<T>());

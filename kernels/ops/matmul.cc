@@ -32,6 +32,17 @@ void RunCpu(const Context& context, const MatrixView& a, Transpose transpose_a, 
   MatmulCpu(context, problem, SupportedVectorIsas().back());
 }
 
+// Takes the panels' memory and counts the work of C [M, N] = A B over K.
+void DryMatmul(const Context& context, const MatrixView& a, const MatrixView& b,
+               const MatrixView& c, int64_t k) {
+  if (c.rows > 0) ReserveMatmulPanels(context, c.dtype(), c.cols, k);
+  const auto bytes = [](const MatrixView& view) {
+    return static_cast<double>(view.batch * view.rows * view.cols * DTypeBytes(view.dtype()));
+  };
+  const double products = static_cast<double>(c.batch * c.rows) * static_cast<double>(c.cols * k);
+  CountWork(context, "matmul", 2 * products, bytes(a) + bytes(b) + bytes(c));
+}
+
 // x [.., in] as its rows; a tensor without columns keeps its row count.
 int64_t RowsOf(const Tensor& x) {
   int64_t rows = 1;
@@ -63,13 +74,17 @@ void Matmul(const Context& context, const MatrixView& a, Transpose transpose_a, 
       << "] is not C [" << c.rows << ", " << c.cols << "]";
   CHECK((a.batch == c.batch || a.batch == 1) && (b.batch == c.batch || b.batch == 1))
       << "matmul: batches A " << a.batch << ", B " << b.batch << ", C " << c.batch;
-  CHECK(a.dtype() == c.dtype() && b.dtype() == c.dtype())
+  CHECK(DTypesFit(context, a.dtype(), c.dtype()) && DTypesFit(context, b.dtype(), c.dtype()))
       << "matmul: dtypes A " << a.dtype() << ", B " << b.dtype() << ", C " << c.dtype();
   CheckViewInside("matmul", "A", a);
   CheckViewInside("matmul", "B", b);
   CheckViewInside("matmul", "C", c);
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("matmul");
-  ForFloatOrDouble("matmul", c.dtype(), [&](auto element) {
+  if (context.dry()) {
+    DryMatmul(context, a, b, c, k);
+    return;
+  }
+  ForFloatOrDouble(context, "matmul", c.dtype(), [&](auto element) {
     RunCpu<decltype(element)>(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
   });
 }

@@ -169,6 +169,21 @@ void MultiplyOne(const MatmulProblem<T>& p, int64_t batch, const TileKernels<T>&
   }
 }
 
+// One block of B and one panel of A, packed: B first.
+struct Panels {
+  std::shared_ptr<Storage> storage;
+  int64_t elements_of_b;
+};
+
+template <typename T>
+Panels AllocatePanels(const Context& context, const TileKernels<T>& kernels, int64_t n, int64_t k) {
+  const int64_t depth = std::min(k, kDepth);
+  const int64_t columns = std::min<int64_t>(n, kBlockBytes / sizeof(T));
+  const int64_t padded = (columns + kernels.columns - 1) / kernels.columns * kernels.columns;
+  const int64_t bytes = (kernels.max_rows + padded) * depth * static_cast<int64_t>(sizeof(T));
+  return {context.pool().Allocate(bytes, "matmul panels"), padded * depth};
+}
+
 }  // namespace
 
 std::vector<VectorIsa> SupportedVectorIsas() {
@@ -194,16 +209,19 @@ void MatmulCpu(const Context& context, const MatmulProblem<T>& problem, VectorIs
   }
   if (problem.m == 0 || problem.n == 0 || problem.k == 0) return;
   const TileKernels<T> kernels = KernelsOf<T>(isa);
-  const int64_t depth = std::min(problem.k, kDepth);
-  const int64_t columns = std::min<int64_t>(problem.n, kBlockBytes / sizeof(T));
-  const int64_t padded = (columns + kernels.columns - 1) / kernels.columns * kernels.columns;
-  const std::shared_ptr<Storage> scratch = context.pool().Allocate(
-      (kernels.max_rows + padded) * depth * static_cast<int64_t>(sizeof(T)), "matmul panels");
-  T* const packed_b = static_cast<T*>(scratch->data());
-  T* const packed_a = packed_b + padded * depth;
+  const Panels panels = AllocatePanels(context, kernels, problem.n, problem.k);
+  T* const packed_b = static_cast<T*>(panels.storage->data());
+  T* const packed_a = packed_b + panels.elements_of_b;
   for (int64_t batch = 0; batch < problem.batch; ++batch) {
     MultiplyOne(problem, batch, kernels, packed_a, packed_b);
   }
+}
+
+void ReserveMatmulPanels(const Context& context, DType dtype, int64_t n, int64_t k) {
+  if (n == 0 || k == 0) return;
+  const VectorIsa isa = SupportedVectorIsas().back();
+  if (dtype == DType::kF32) AllocatePanels(context, KernelsOf<float>(isa), n, k);
+  if (dtype == DType::kF64) AllocatePanels(context, KernelsOf<double>(isa), n, k);
 }
 
 template void MatmulCpu(const Context&, const MatmulProblem<float>&, VectorIsa);

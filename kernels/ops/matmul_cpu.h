@@ -40,4 +40,8 @@ struct MatmulProblem {
 template <typename T>
 void MatmulCpu(const Context& context, const MatmulProblem<T>& problem, VectorIsa isa);
 
+// Takes and gives back what the panels of a product with N columns over K occupy, with the best
+// instruction set: what a dry call does instead. Nothing for dtypes that the CPU has no matmul of.
+void ReserveMatmulPanels(const Context& context, DType dtype, int64_t n, int64_t k);
+
 }  // namespace baleen

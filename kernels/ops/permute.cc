@@ -18,7 +18,7 @@ void CheckSlots(const Context& context, const Tensor& rows_ND, const Tensor& row
   CheckRank(kOp, "row_of_slot", row_of_slot_TA, 2);
   CheckTensor(context, kOp, "row_of_slot", row_of_slot_TA, DType::kI32, row_of_slot_TA.shape());
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckIndices(kOp, "row_of_slot", row_of_slot_TA, -1, rows_ND.dim(0));
+  CheckIndices(context, kOp, "row_of_slot", row_of_slot_TA, -1, rows_ND.dim(0));
 }
 
 }  // namespace
@@ -50,9 +50,12 @@ Tensor GatherRows(const Context& context, const Tensor& x_TD, const Tensor& sour
   CheckRank(kOp, "source_row", source_row_N, 1);
   CheckTensor(context, kOp, "source_row", source_row_N, DType::kI32, source_row_N.shape());
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckIndices(kOp, "source_row", source_row_N, 0, x_TD.dim(0));
+  CheckIndices(context, kOp, "source_row", source_row_N, 0, x_TD.dim(0));
   const int64_t N = source_row_N.dim(0), row_bytes = x_TD.dim(1) * DTypeBytes(x_TD.dtype());
   const Tensor y_ND = context.Empty(x_TD.dtype(), {N, x_TD.dim(1)});
+  CountBytes(context, "gather rows", 2 * y_ND.bytes());
+  // Which experts a row is for is known dry too, what is in it is not.
+  if (context.dry() && x_TD.dtype() != DType::kI32) return y_ND;
   for (int64_t n = 0; n < N; ++n) {
     std::memcpy(static_cast<char*>(y_ND.raw()) + n * row_bytes,
                 static_cast<const char*>(x_TD.raw()) + source_row_N.data<int32_t>()[n] * row_bytes,
@@ -66,7 +69,8 @@ Tensor GatherRowsBackward(const Context& context, const Tensor& dy_ND,
   CheckSlots(context, dy_ND, row_of_slot_TA);
   const int64_t tokens = row_of_slot_TA.dim(0), A = row_of_slot_TA.dim(1), D = dy_ND.dim(1);
   const Tensor dx_TD = context.Empty(dy_ND.dtype(), {tokens, D});
-  ForFloatOrDouble(kOp, dy_ND.dtype(), [&](auto element) {
+  CountBytes(context, "gather rows", dy_ND.bytes() + dx_TD.bytes());
+  ForFloatOrDouble(context, kOp, dy_ND.dtype(), [&](auto element) {
     using T = decltype(element);
     GatherRowsBackwardCpu(tokens, A, D, dy_ND.data<T>(), row_of_slot_TA.data<int32_t>(),
                           dx_TD.data<T>());
@@ -77,10 +81,11 @@ Tensor GatherRowsBackward(const Context& context, const Tensor& dy_ND,
 Tensor CombineRows(const Context& context, const Tensor& x_ND, const Tensor& row_of_slot_TA,
                    const Tensor& weights_TA) {
   CheckSlots(context, x_ND, row_of_slot_TA);
-  CheckTensor(context, kOp, "weights", weights_TA, x_ND.dtype(), row_of_slot_TA.shape());
+  CheckStatistics(context, kOp, "weights", weights_TA, x_ND.dtype(), row_of_slot_TA.shape());
   const int64_t tokens = row_of_slot_TA.dim(0), A = row_of_slot_TA.dim(1), D = x_ND.dim(1);
   const Tensor y_TD = context.Empty(x_ND.dtype(), {tokens, D});
-  ForFloatOrDouble(kOp, x_ND.dtype(), [&](auto element) {
+  CountBytes(context, "combine rows", x_ND.bytes() + y_TD.bytes());
+  ForFloatOrDouble(context, kOp, x_ND.dtype(), [&](auto element) {
     using T = decltype(element);
     CombineRowsCpu(tokens, A, D, x_ND.data<T>(), row_of_slot_TA.data<int32_t>(),
                    weights_TA.data<T>(), y_TD.data<T>());
@@ -92,12 +97,13 @@ CombineGradients CombineRowsBackward(const Context& context, const Tensor& dy_TD
                                      const Tensor& x_ND, const Tensor& row_of_slot_TA,
                                      const Tensor& weights_TA) {
   CheckSlots(context, x_ND, row_of_slot_TA);
-  CheckTensor(context, kOp, "weights", weights_TA, x_ND.dtype(), row_of_slot_TA.shape());
+  CheckStatistics(context, kOp, "weights", weights_TA, x_ND.dtype(), row_of_slot_TA.shape());
   const int64_t tokens = row_of_slot_TA.dim(0), A = row_of_slot_TA.dim(1), D = x_ND.dim(1);
   CheckTensor(context, kOp, "dy", dy_TD, x_ND.dtype(), {tokens, D});
   const CombineGradients gradients{context.Zeros(x_ND.dtype(), x_ND.shape()),
-                                   context.Empty(x_ND.dtype(), {tokens, A})};
-  ForFloatOrDouble(kOp, x_ND.dtype(), [&](auto element) {
+                                   context.Empty(weights_TA.dtype(), {tokens, A})};
+  CountBytes(context, "combine rows", 2 * x_ND.bytes() + dy_TD.bytes());
+  ForFloatOrDouble(context, kOp, x_ND.dtype(), [&](auto element) {
     using T = decltype(element);
     CombineRowsBackwardCpu(tokens, A, D, dy_TD.data<T>(), x_ND.data<T>(),
                            row_of_slot_TA.data<int32_t>(), weights_TA.data<T>(),

@@ -8,7 +8,8 @@ namespace baleen {
 void AddSumOfSquares(const Context& context, const Tensor& x, const Tensor& result_1) {
   CheckTensor(context, "sum of squares", "result", result_1, DType::kF64, {1});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("sum of squares");
-  ForFloatOrDouble("sum of squares", x.dtype(), [&](auto element) {
+  CountBytes(context, "sum of squares", x.bytes());
+  ForFloatOrDouble(context, "sum of squares", x.dtype(), [&](auto element) {
     using T = decltype(element);
     result_1.data<double>()[0] += SumOfSquaresCpu(x.num_elements(), x.data<T>());
   });
@@ -17,7 +18,8 @@ void AddSumOfSquares(const Context& context, const Tensor& x, const Tensor& resu
 void AddSum(const Context& context, const Tensor& x, const Tensor& result_1) {
   CheckTensor(context, "sum", "result", result_1, DType::kF64, {1});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("sum");
-  ForFloatOrDouble("sum", x.dtype(), [&](auto element) {
+  CountBytes(context, "sum", x.bytes());
+  ForFloatOrDouble(context, "sum", x.dtype(), [&](auto element) {
     using T = decltype(element);
     result_1.data<double>()[0] += SumCpu(x.num_elements(), x.data<T>());
   });

@@ -20,8 +20,10 @@ RmsNormResult RmsNorm(const Context& context, const Tensor& x, const Tensor& wei
   const int64_t rows = RowsOf(x), D = x.dim(-1);
   CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  RmsNormResult result{context.Empty(x.dtype(), x.shape()), context.Empty(x.dtype(), {rows})};
-  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+  RmsNormResult result{context.Empty(x.dtype(), x.shape()),
+                       context.Empty(StatisticsOf(x.dtype()), {rows})};
+  CountBytes(context, kOp, 2 * x.bytes());
+  ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {
     using T = decltype(element);
     RmsNormCpu(rows, D, x.data<T>(), weight.data<T>(), eps, result.y.data<T>(),
                result.rstd.data<T>());
@@ -34,10 +36,11 @@ Tensor RmsNormBackwardInput(const Context& context, const Tensor& dy, const Tens
   const int64_t rows = RowsOf(x), D = x.dim(-1);
   CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
   CheckTensor(context, kOp, "weight", weight, x.dtype(), {D});
-  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  CheckStatistics(context, kOp, "rstd", rstd, x.dtype(), {rows});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const Tensor dx = context.Empty(x.dtype(), x.shape());
-  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 3 * x.bytes());
+  ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {
     using T = decltype(element);
     RmsNormBackwardInputCpu(rows, D, dy.data<T>(), x.data<T>(), weight.data<T>(), rstd.data<T>(),
                             dx.data<T>());
@@ -49,10 +52,11 @@ void RmsNormBackwardWeight(const Context& context, const Tensor& dy, const Tenso
                            const Tensor& rstd, const Tensor& dweight) {
   const int64_t rows = RowsOf(x), D = x.dim(-1);
   CheckTensor(context, kOp, "dy", dy, x.dtype(), x.shape());
-  CheckTensor(context, kOp, "rstd", rstd, x.dtype(), {rows});
-  CheckTensor(context, kOp, "dweight", dweight, x.dtype(), {D});
+  CheckStatistics(context, kOp, "rstd", rstd, x.dtype(), {rows});
+  CheckStatistics(context, kOp, "dweight", dweight, x.dtype(), {D});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 2 * x.bytes());
+  ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {
     using T = decltype(element);
     RmsNormBackwardWeightCpu(rows, D, dy.data<T>(), x.data<T>(), rstd.data<T>(), dweight.data<T>());
   });

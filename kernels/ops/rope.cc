@@ -52,10 +52,10 @@ RopeTable MakeRopeTable(const Context& context, DType dtype, const std::vector<d
                         int64_t num_positions) {
   CHECK_GE(num_positions, 0) << kOp;
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  const DType table_dtype = dtype == DType::kF64 ? DType::kF64 : DType::kF32;
+  const DType table_dtype = StatisticsOf(dtype);
   const Shape shape = {num_positions, static_cast<int64_t>(frequencies.size())};
   const RopeTable table{context.Empty(table_dtype, shape), context.Empty(table_dtype, shape)};
-  ForFloatOrDouble(kOp, table_dtype, [&](auto element) {
+  ForFloatOrDouble(context, kOp, table_dtype, [&](auto element) {
     using T = decltype(element);
     RopeTableCpu(frequencies, num_positions, table.cos.data<T>(), table.sin.data<T>());
   });
@@ -68,13 +68,14 @@ void ApplyRope(const Context& context, const MatrixView& x, const Tensor& positi
   CheckRank(kOp, "table", table.cos, 2);
   CHECK_EQ(x.cols, 2 * table.cos.dim(1))
       << kOp << ": columns of x and pairs of the table " << table.cos.DebugString();
-  const DType table_dtype = x.dtype() == DType::kF64 ? DType::kF64 : DType::kF32;
+  const DType table_dtype = StatisticsOf(x.dtype());
   CheckTensor(context, kOp, "cos", table.cos, table_dtype, table.cos.shape());
   CheckTensor(context, kOp, "sin", table.sin, table_dtype, table.cos.shape());
   CheckViewInside(kOp, "x", x);
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckIndices(kOp, "positions", positions_T, 0, table.cos.dim(0));
-  ForFloatOrDouble(kOp, x.dtype(), [&](auto element) {
+  CheckIndices(context, kOp, "positions", positions_T, 0, table.cos.dim(0));
+  CountBytes(context, kOp, 2 * x.batch * x.rows * x.cols * DTypeBytes(x.dtype()));
+  ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {
     using T = decltype(element);
     const RopeArguments<T> arguments{x.batch,
                                      x.rows,

@@ -1,5 +1,8 @@
 #include "kernels/ops/router.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/ops/bounds.h"
 #include "kernels/ops/dispatch.h"
 #include "kernels/ops/router_cpu.h"
@@ -19,7 +22,7 @@ void CheckParams(const RouterParams& params, int64_t E) {
 
 Tensor Scores(const Context& context, const Tensor& logits_TE) {
   const Tensor scores_TE = context.Empty(logits_TE.dtype(), logits_TE.shape());
-  ForFloatOrDouble(kOp, logits_TE.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, kOp, logits_TE.dtype(), [&](auto element) {
     using T = decltype(element);
     SigmoidCpu(logits_TE.num_elements(), logits_TE.data<T>(), scores_TE.data<T>());
   });
@@ -30,12 +33,27 @@ RouterResult WithWeights(const Context& context, const Tensor& scores_TE,
                          const Tensor& expert_ids_TA, const RouterParams& params) {
   RouterResult result{scores_TE, expert_ids_TA,
                       context.Empty(scores_TE.dtype(), expert_ids_TA.shape())};
-  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, kOp, scores_TE.dtype(), [&](auto element) {
     using T = decltype(element);
     RouteWeightsCpu(params, scores_TE.dim(0), scores_TE.dim(1), scores_TE.data<T>(),
                     expert_ids_TA.data<int32_t>(), result.weights_TA.data<T>());
   });
   return result;
+}
+
+// Stands for the choice where there are no scores: row t takes the groups t, t + 1, ..., topk_group
+// of them (modulo their number), and in each the experts whose turn it is.
+void ChooseInTurn(const RouterParams& params, int64_t E, const Tensor& expert_ids_TA) {
+  const int64_t A = expert_ids_TA.dim(1), group_size = E / params.n_group;
+  std::vector<int64_t> taken(params.n_group, 0);
+  for (int64_t t = 0; t < expert_ids_TA.dim(0); ++t) {
+    int32_t* const ids = expert_ids_TA.data<int32_t>() + t * A;
+    for (int64_t a = 0; a < A; ++a) {
+      const int64_t group = (t + a % params.topk_group) % params.n_group;
+      ids[a] = static_cast<int32_t>(group * group_size + taken[group]++ % group_size);
+    }
+    std::sort(ids, ids + A);
+  }
 }
 
 }  // namespace
@@ -45,11 +63,13 @@ RouterResult Route(const Context& context, const Tensor& logits_TE, const Tensor
   CheckRank(kOp, "logits", logits_TE, 2);
   const int64_t tokens = logits_TE.dim(0), E = logits_TE.dim(1);
   CheckParams(params, E);
-  CheckTensor(context, kOp, "bias", bias_E, logits_TE.dtype(), {E});
+  CheckStatistics(context, kOp, "bias", bias_E, logits_TE.dtype(), {E});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const Tensor scores_TE = Scores(context, logits_TE);
   const Tensor expert_ids_TA = context.Empty(DType::kI32, {tokens, params.num_experts_per_tok});
-  ForFloatOrDouble(kOp, logits_TE.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 2 * logits_TE.bytes());
+  if (context.dry()) ChooseInTurn(params, E, expert_ids_TA);
+  ForFloatOrDouble(context, kOp, logits_TE.dtype(), [&](auto element) {
     using T = decltype(element);
     ChooseExpertsCpu(params, tokens, E, scores_TE.data<T>(), bias_E.data<T>(),
                      expert_ids_TA.data<int32_t>());
@@ -63,7 +83,7 @@ RouterResult RouteWithIds(const Context& context, const Tensor& logits_TE,
   CheckTensor(context, kOp, "expert_ids", expert_ids_TA, DType::kI32,
               {logits_TE.dim(0), params.num_experts_per_tok});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckIndices(kOp, "expert_ids", expert_ids_TA, 0, logits_TE.dim(1));
+  CheckIndices(context, kOp, "expert_ids", expert_ids_TA, 0, logits_TE.dim(1));
   return WithWeights(context, Scores(context, logits_TE), expert_ids_TA, params);
 }
 
@@ -80,7 +100,7 @@ Tensor RouteBackward(const Context& context, const Tensor& dweights_TA, const Te
   }
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const Tensor dlogits_TE = context.Empty(scores_TE.dtype(), scores_TE.shape());
-  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, kOp, scores_TE.dtype(), [&](auto element) {
     using T = decltype(element);
     RouteBackwardCpu(params, tokens, E, scores_TE.data<T>(), forward.expert_ids_TA.data<int32_t>(),
                      dweights_TA.data<T>(), dscores_TE.empty() ? nullptr : dscores_TE.data<T>(),
@@ -94,7 +114,7 @@ void CountExperts(const Context& context, const Tensor& expert_ids_TA, const Ten
   CheckTensor(context, kOp, "counts", counts_E, DType::kI64, counts_E.shape());
   CheckTensor(context, kOp, "expert_ids", expert_ids_TA, DType::kI32, expert_ids_TA.shape());
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckIndices(kOp, "expert_ids", expert_ids_TA, 0, counts_E.dim(0));
+  CheckIndices(context, kOp, "expert_ids", expert_ids_TA, 0, counts_E.dim(0));
   const int32_t* const ids = expert_ids_TA.data<int32_t>();
   int64_t* const counts = counts_E.data<int64_t>();
   for (int64_t i = 0; i < expert_ids_TA.num_elements(); ++i) ++counts[ids[i]];
@@ -107,10 +127,10 @@ BalanceStats BalanceLocalStats(const Context& context, const Tensor& scores_TE,
   CHECK(top_k > 0 && top_k <= E) << kOp << ": top_k " << top_k << " of " << E << " experts";
   CheckTensor(context, kOp, "sequence", sequence_T, DType::kI32, {tokens});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckIndices(kOp, "sequence", sequence_T, 0, num_sequences);
+  CheckIndices(context, kOp, "sequence", sequence_T, 0, num_sequences);
   const BalanceStats stats{context.Zeros(scores_TE.dtype(), {num_sequences, E}),
                            context.Empty(scores_TE.dtype(), {num_sequences, E})};
-  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, kOp, scores_TE.dtype(), [&](auto element) {
     using T = decltype(element);
     BalanceLocalStatsCpu(tokens, E, num_sequences, top_k, scores_TE.data<T>(),
                          sequence_T.data<int32_t>(), stats.counts_BE.data<T>(),
@@ -128,9 +148,9 @@ Tensor BalanceBackward(const Context& context, const Tensor& scores_TE, const Te
   CheckTensor(context, kOp, "coefficient", coefficient_BE, scores_TE.dtype(),
               {coefficient_BE.dim(0), E});
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckIndices(kOp, "sequence", sequence_T, 0, coefficient_BE.dim(0));
+  CheckIndices(context, kOp, "sequence", sequence_T, 0, coefficient_BE.dim(0));
   const Tensor dscores_TE = context.Empty(scores_TE.dtype(), scores_TE.shape());
-  ForFloatOrDouble(kOp, scores_TE.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, kOp, scores_TE.dtype(), [&](auto element) {
     using T = decltype(element);
     BalanceBackwardCpu(tokens, E, scores_TE.data<T>(), sequence_T.data<int32_t>(),
                        coefficient_BE.data<T>(), dscores_TE.data<T>());

@@ -28,6 +28,8 @@ struct RouterResult {
   Tensor weights_TA;
 };
 
+// In a dry context the choice is balanced: all experts get equally many of the rows, each row's from
+// topk_group groups.
 // logits_TE [T, E]; bias_E [E] (e_score_correction_bias; kF32, or kF64 with kF64 logits).
 RouterResult Route(const Context& context, const Tensor& logits_TE, const Tensor& bias_E,
                    const RouterParams& params);

@@ -4,30 +4,48 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/ops/dispatch.h"
 #include "kernels/ops/indexer_loss_cpu.h"
+#include "kernels/ops/matmul_cpu.h"
 
 namespace baleen {
 
 template <typename T>
-SelectionQualityResult SelectionQualityCpu(const Context& context, const Tensor& rows_R,
-                                           const Tensor& ids_TK, const DenseTarget& target,
-                                           const KeyWindows& windows) {
+Tensor DenseTargetProbabilitiesCpu(const Context& context, const DenseTarget& target,
+                                   const KeyWindows& windows) {
+  const int64_t num_keys = target.k_SHQ.dim(0), num_rows = target.q_THQ.dim(0);
+  const DType dtype = target.q_THQ.dtype();
+  const Tensor p_TS = context.Zeros(StatisticsOf(dtype), {num_rows, num_keys});
+  const Tensor logits = CpuScratch(context, dtype, {num_keys});
+  if (context.dry()) {
+    ReserveMatmulPanels(context, dtype, num_keys, target.q_THQ.dim(2));
+    return p_TS;
+  }
+  const WindowKeys window_keys("DenseTargetProbabilities", windows, num_keys);
+  for (int64_t t = 0; t < num_rows; ++t) {
+    const KeyRange window = window_keys.Row(t);
+    DenseTargetTile<T>(context, target, window_keys, t, t + 1, window, logits,
+                       p_TS.Flat(t * num_keys + window.begin, window.size()));
+  }
+  return p_TS;
+}
+
+template <typename T>
+SelectionQualityResult SelectionQualityCpu(const Context& context, const Tensor& p_TS,
+                                           const Tensor& ids_TK, const KeyWindows& windows) {
   constexpr const char* kOp = "SelectionQuality";
-  const int64_t num_keys = target.k_SHQ.dim(0), num_rows = rows_R.dim(0);
-  const WindowKeys window_keys(kOp, windows, num_keys);
-  const ListedKeys listed_keys(kOp, ids_TK, num_keys);
-  const DType dtype = DTypeOf<T>::value;
+  const int64_t num_rows = p_TS.dim(0), num_keys = p_TS.dim(1);
+  const DType dtype = p_TS.dtype();
   SelectionQualityResult result = {context.Zeros(dtype, {num_rows}),
                                    context.Zeros(dtype, {num_rows}),
                                    context.Zeros(dtype, {num_rows})};
-  const Tensor logits = context.Empty(dtype, {num_keys}), p = context.Empty(dtype, {num_keys});
+  if (context.dry()) return result;
+  const WindowKeys window_keys(kOp, windows, num_keys);
+  const ListedKeys listed_keys(kOp, ids_TK, num_keys);
   std::vector<int64_t> order;
-  for (int64_t r = 0; r < num_rows; ++r) {
-    const int64_t t = rows_R.data<int32_t>()[r];
-    CHECK(t >= 0 && t < ids_TK.dim(0)) << kOp << ": row " << t << " of " << ids_TK.dim(0);
+  for (int64_t t = 0; t < num_rows; ++t) {
     const KeyRange window = window_keys.Row(t);
-    DenseTargetTile<T>(context, target, window_keys, t, t + 1, window, logits, p);
-    const T* probs = p.data<T>();
+    const T* probs = p_TS.data<T>() + t * num_keys + window.begin;
     double mass = 0, best_mass = 0;
     std::vector<bool> chosen(window.size(), false);
     int64_t num_ids = 0, num_common = 0;
@@ -48,20 +66,22 @@ SelectionQualityResult SelectionQualityCpu(const Context& context, const Tensor&
       best_mass += probs[order[i]];
       num_common += chosen[order[i]];
     }
-    result.mass_R.data<T>()[r] = static_cast<T>(mass);
-    result.best_mass_R.data<T>()[r] = static_cast<T>(best_mass);
+    result.mass_T.data<T>()[t] = static_cast<T>(mass);
+    result.best_mass_T.data<T>()[t] = static_cast<T>(best_mass);
     // Where nothing is chosen nothing was missed.
-    result.recall_R.data<T>()[r] =
+    result.recall_T.data<T>()[t] =
         num_ids == 0 ? T{1} : static_cast<T>(static_cast<double>(num_common) / num_ids);
   }
   return result;
 }
 
+template Tensor DenseTargetProbabilitiesCpu<float>(const Context&, const DenseTarget&,
+                                                   const KeyWindows&);
+template Tensor DenseTargetProbabilitiesCpu<double>(const Context&, const DenseTarget&,
+                                                    const KeyWindows&);
 template SelectionQualityResult SelectionQualityCpu<float>(const Context&, const Tensor&,
-                                                           const Tensor&, const DenseTarget&,
-                                                           const KeyWindows&);
+                                                           const Tensor&, const KeyWindows&);
 template SelectionQualityResult SelectionQualityCpu<double>(const Context&, const Tensor&,
-                                                            const Tensor&, const DenseTarget&,
-                                                            const KeyWindows&);
+                                                            const Tensor&, const KeyWindows&);
 
 }  // namespace baleen

@@ -20,6 +20,16 @@ void CheckOperands(const Context& context, const char* op, const Tensor& q_THC, 
       << op << ": value_dim " << value_dim << " of key rows " << kv_SC.DebugString();
 }
 
+// A row's full list counts, also where the sequence is shorter: the work of a kernel that pads.
+void CountSparse(const Context& context, const char* op, const Tensor& q_THC, const Tensor& ids_TK,
+                 int64_t products) {
+  const double pairs = static_cast<double>(ids_TK.num_elements());
+  // Each row gathers its own keys.
+  const double gathered = pairs * static_cast<double>(q_THC.dim(2) * DTypeBytes(q_THC.dtype()));
+  CountWork(context, op, 2 * pairs * static_cast<double>(q_THC.dim(1) * products),
+            gathered + 2 * static_cast<double>(q_THC.bytes()));
+}
+
 }  // namespace
 
 SparseAttentionResult SparseAttention(const Context& context, const Tensor& q_THC,
@@ -28,7 +38,8 @@ SparseAttentionResult SparseAttention(const Context& context, const Tensor& q_TH
   constexpr const char* kOp = "SparseAttention";
   CheckOperands(context, kOp, q_THC, kv_SC, ids_TK, value_dim);
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, q_THC.dtype(), [&](auto zero) {
+  CountSparse(context, kOp, q_THC, ids_TK, q_THC.dim(2) + value_dim);
+  return ForFloatOrDouble(context, kOp, q_THC.dtype(), [&](auto zero) {
     return SparseAttentionCpu<decltype(zero)>::Forward(context, q_THC, kv_SC, ids_TK, value_dim,
                                                        scale);
   });
@@ -42,17 +53,16 @@ Tensor SparseAttentionBackward(const Context& context, const Tensor& do_THV, con
   CheckRank(kOp, "do_THV", do_THV, 3);
   CheckOperands(context, kOp, q_THC, kv_SC, ids_TK, do_THV.dim(2));
   const DType dtype = q_THC.dtype();
-  // What is summed over rows or keys is kept in fp32, whatever the operands are.
-  const DType statistics = dtype == DType::kF64 ? DType::kF64 : DType::kF32;
   const int64_t num_rows = q_THC.dim(0), num_heads = q_THC.dim(1), value_dim = do_THV.dim(2);
   CheckTensor(context, kOp, "do_THV", do_THV, dtype, {num_rows, num_heads, value_dim});
   CheckTensor(context, kOp, "forward.o_THV", forward.o_THV, dtype,
               {num_rows, num_heads, value_dim});
-  CheckTensor(context, kOp, "forward.lse_TH", forward.lse_TH, statistics, {num_rows, num_heads});
-  CheckTensor(context, kOp, "dkv_SC", dkv_SC, statistics, kv_SC.shape());
-  CheckTensor(context, kOp, "target_TK", target_TK, statistics, ids_TK.shape());
+  CheckStatistics(context, kOp, "forward.lse_TH", forward.lse_TH, dtype, {num_rows, num_heads});
+  CheckStatistics(context, kOp, "dkv_SC", dkv_SC, dtype, kv_SC.shape());
+  CheckStatistics(context, kOp, "target_TK", target_TK, dtype, ids_TK.shape());
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, dtype, [&](auto zero) {
+  CountSparse(context, kOp, q_THC, ids_TK, 3 * q_THC.dim(2) + 2 * value_dim);
+  return ForFloatOrDouble(context, kOp, dtype, [&](auto zero) {
     return SparseAttentionCpu<decltype(zero)>::Backward(context, do_THV, q_THC, kv_SC, forward,
                                                         ids_TK, scale, dkv_SC, target_TK);
   });

@@ -9,6 +9,7 @@
 
 #include "kernels/ops/gathered_keys_cpu.h"
 #include "kernels/ops/matmul.h"
+#include "kernels/ops/matmul_cpu.h"
 
 namespace baleen {
 namespace {
@@ -57,13 +58,18 @@ SparseAttentionResult SparseAttentionCpu<T>::Forward(const Context& context, con
                                                      const Tensor& kv_SC, const Tensor& ids_TK,
                                                      int64_t value_dim, double scale) {
   const int64_t num_rows = q_THC.dim(0), num_heads = q_THC.dim(1), num_slots = ids_TK.dim(1);
-  const ListedKeys keys("SparseAttention", ids_TK, kv_SC.dim(0));
-  const DType dtype = DTypeOf<T>::value;
+  const DType dtype = q_THC.dtype();
   SparseAttentionResult result = {context.Zeros(dtype, {num_rows, num_heads, value_dim}),
-                                  context.Empty(dtype, {num_rows, num_heads})};
-  std::fill_n(result.lse_TH.data<T>(), num_rows * num_heads, -std::numeric_limits<T>::infinity());
+                                  context.Empty(StatisticsOf(dtype), {num_rows, num_heads})};
   GatheredKeys<T> gathered(context, kv_SC, num_slots);
-  const Tensor probs = context.Empty(dtype, {num_heads, num_slots});
+  const Tensor probs = CpuScratch(context, dtype, {num_heads, num_slots});
+  if (context.dry()) {
+    ReserveMatmulPanels(context, dtype, num_slots, q_THC.dim(2));
+    ReserveMatmulPanels(context, dtype, value_dim, num_slots);
+    return result;
+  }
+  const ListedKeys keys("SparseAttention", ids_TK, kv_SC.dim(0));
+  std::fill_n(result.lse_TH.data<T>(), num_rows * num_heads, -std::numeric_limits<T>::infinity());
   for (int64_t t = 0; t < num_rows; ++t) {
     gathered.Gather(keys, t);
     if (gathered.size() == 0) continue;
@@ -86,14 +92,19 @@ Tensor SparseAttentionCpu<T>::Backward(const Context& context, const Tensor& do_
                                        const Tensor& target_TK) {
   const int64_t num_rows = q_THC.dim(0), num_heads = q_THC.dim(1), num_slots = ids_TK.dim(1);
   const int64_t width = q_THC.dim(2), value_dim = do_THV.dim(2);
-  const ListedKeys keys("SparseAttentionBackward", ids_TK, kv_SC.dim(0));
-  const DType dtype = DTypeOf<T>::value;
+  const DType dtype = q_THC.dtype();
   Tensor dq_THC = context.Zeros(dtype, q_THC.shape());
-  std::fill_n(target_TK.data<T>(), target_TK.num_elements(), T{0});
   GatheredKeys<T> gathered(context, kv_SC, num_slots);
-  const Tensor probs = context.Empty(dtype, {num_heads, num_slots});
-  const Tensor dprobs = context.Empty(dtype, {num_heads, num_slots});  // dP, then dS
-  const Tensor dgathered = context.Empty(dtype, {num_slots, width});
+  const Tensor probs = CpuScratch(context, dtype, {num_heads, num_slots});
+  const Tensor dprobs = CpuScratch(context, dtype, {num_heads, num_slots});  // dP, then dS
+  const Tensor dgathered = CpuScratch(context, dtype, {num_slots, width});
+  if (context.dry()) {
+    ReserveMatmulPanels(context, dtype, num_slots, width);
+    ReserveMatmulPanels(context, dtype, width, std::max(num_slots, num_heads));
+    return dq_THC;
+  }
+  const ListedKeys keys("SparseAttentionBackward", ids_TK, kv_SC.dim(0));
+  std::fill_n(target_TK.data<T>(), target_TK.num_elements(), T{0});
   for (int64_t t = 0; t < num_rows; ++t) {
     gathered.Gather(keys, t);
     const int64_t size = gathered.size();

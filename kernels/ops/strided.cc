@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/core/check.h"
+#include "kernels/ops/dispatch.h"
 
 namespace baleen {
 namespace {
@@ -33,25 +33,33 @@ void AddBatchSumCpu(const MatrixView& from, const MatrixView& to) {
   }
 }
 
-void CheckSame(const MatrixView& from, const MatrixView& to, const char* op) {
-  CHECK(from.rows == to.rows && from.cols == to.cols && from.dtype() == to.dtype())
+void CheckSame(const Context& context, const MatrixView& from, const MatrixView& to,
+               const char* op) {
+  CHECK(from.rows == to.rows && from.cols == to.cols &&
+        DTypesFit(context, from.dtype(), to.dtype()))
       << op << ": [" << from.rows << ", " << from.cols << "] " << from.dtype() << " to [" << to.rows
       << ", " << to.cols << "] " << to.dtype();
   CHECK(to.tensor.device().kind == DeviceKind::kCpu) << op << " has no CUDA kernel in this build";
-  CHECK(to.dtype() == DType::kF32 || to.dtype() == DType::kF64) << op << " of " << to.dtype();
+  CHECK(context.dry() || to.dtype() == DType::kF32 || to.dtype() == DType::kF64)
+      << op << " of " << to.dtype();
 }
 
 }  // namespace
 
-void CopyView(const Context&, const MatrixView& from, const MatrixView& to) {
-  CheckSame(from, to, "CopyView");
+void CopyView(const Context& context, const MatrixView& from, const MatrixView& to) {
+  CheckSame(context, from, to, "CopyView");
   CHECK(from.batch == to.batch || from.batch == 1) << from.batch << " to " << to.batch;
+  CountBytes(context, "copy view", 2 * to.batch * to.rows * to.cols * DTypeBytes(to.dtype()));
+  if (context.dry()) return;
   to.dtype() == DType::kF64 ? CopyViewCpu<double>(from, to) : CopyViewCpu<float>(from, to);
 }
 
-void AddBatchSum(const Context&, const MatrixView& from, const MatrixView& to) {
-  CheckSame(from, to, "AddBatchSum");
+void AddBatchSum(const Context& context, const MatrixView& from, const MatrixView& to) {
+  CheckSame(context, from, to, "AddBatchSum");
   CHECK_EQ(to.batch, 1);
+  CountBytes(context, "add batch sum",
+             (from.batch + 2) * to.rows * to.cols * DTypeBytes(from.dtype()));
+  if (context.dry()) return;
   to.dtype() == DType::kF64 ? AddBatchSumCpu<double>(from, to) : AddBatchSumCpu<float>(from, to);
 }
 

@@ -14,7 +14,8 @@ Tensor Swiglu(const Context& context, const Tensor& gate, const Tensor& up) {
   CheckTensor(context, kOp, "up", up, gate.dtype(), gate.shape());
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const Tensor y = context.Empty(gate.dtype(), gate.shape());
-  ForFloatOrDouble(kOp, gate.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 3 * gate.bytes());
+  ForFloatOrDouble(context, kOp, gate.dtype(), [&](auto element) {
     using T = decltype(element);
     SwigluCpu(gate.num_elements(), gate.data<T>(), up.data<T>(), y.data<T>());
   });
@@ -28,7 +29,8 @@ SwigluGradients SwigluBackward(const Context& context, const Tensor& dy, const T
   if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const SwigluGradients gradients{context.Empty(gate.dtype(), gate.shape()),
                                   context.Empty(gate.dtype(), gate.shape())};
-  ForFloatOrDouble(kOp, gate.dtype(), [&](auto element) {
+  CountBytes(context, kOp, 5 * gate.bytes());
+  ForFloatOrDouble(context, kOp, gate.dtype(), [&](auto element) {
     using T = decltype(element);
     SwigluBackwardCpu(gate.num_elements(), dy.data<T>(), gate.data<T>(), up.data<T>(),
                       gradients.dgate.data<T>(), gradients.dup.data<T>());

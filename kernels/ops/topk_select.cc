@@ -15,7 +15,8 @@ TopkResult TopkSelect(const Context& context, const Tensor& scores_TS, const Key
   CheckTensor(context, kOp, "windows.end_T", windows.end_T, DType::kI32, {scores_TS.dim(0)});
   CHECK_GE(k, 1) << kOp << ": of " << scores_TS.DebugString();
   if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
-  return ForFloatOrDouble(kOp, scores_TS.dtype(), [&](auto zero) {
+  CountBytes(context, kOp, scores_TS.bytes());
+  return ForFloatOrDouble(context, kOp, scores_TS.dtype(), [&](auto zero) {
     return TopkSelectCpu<decltype(zero)>(context, scores_TS, windows, k);
   });
 }

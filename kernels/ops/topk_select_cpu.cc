@@ -42,12 +42,13 @@ template <typename T>
 TopkResult TopkSelectCpu(const Context& context, const Tensor& scores_TS, const KeyWindows& windows,
                          int64_t k) {
   const int64_t num_rows = scores_TS.dim(0), num_keys = scores_TS.dim(1);
-  const WindowKeys keys("TopkSelect", windows, num_keys);
   TopkResult result = {context.Empty(DType::kI32, {num_rows, k}),
                        context.Zeros(DType::kI32, {num_rows}), context.Empty(DType::kI32, {1})};
-  std::fill_n(result.ids_TK.data<int32_t>(), num_rows * k, -1);
   int32_t& nan_row = *result.nan_row_1.data<int32_t>();
   nan_row = -1;
+  if (context.dry()) return result;
+  const WindowKeys keys("TopkSelect", windows, num_keys);
+  std::fill_n(result.ids_TK.data<int32_t>(), num_rows * k, -1);
   std::vector<T> scratch;
   for (int64_t t = 0; t < num_rows; ++t) {
     const T* scores = scores_TS.data<T>() + t * num_keys;

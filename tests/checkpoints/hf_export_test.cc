@@ -1,6 +1,8 @@
 #include "checkpoints/hf_export.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "checkpoints/fp8_blocks.h"
 #include "kernels/core/context.h"
@@ -22,17 +24,22 @@ using testing::TinyModel;
 
 constexpr char kQA[] = "model.layers.0.self_attn.q_a_proj.weight";
 
-absl::StatusOr<Tensor> NoValues(const std::string& name) {
+absl::StatusOr<Tensor> NoValues(const std::string& name, const Box&) {
   return absl::InternalError("asked for " + name);
 }
 
 // Values of a name: random, a function of the name.
-absl::StatusOr<Tensor> RandomValues(const std::string& name) {
+absl::StatusOr<Tensor> WholeRandom(const std::string& name) {
   for (const CatalogEntry& entry : TensorCatalog(TinyModel(), {.with_indexer = true})) {
     if (entry.name != name) continue;
     return testing::RandomTensor(Context::Cpu(), DType::kF32, entry.shape, NameStream(name));
   }
   return absl::InternalError("unknown " + name);
+}
+
+absl::StatusOr<Tensor> RandomValues(const std::string& name, const Box& band) {
+  ASSIGN_OR_RETURN(const Tensor whole, WholeRandom(name));
+  return whole.Rows(band.offset[0], band.offset[0] + band.extent[0]);
 }
 
 bool IsIndexer(const std::string& name) { return name.find(".indexer.") != std::string::npos; }
@@ -102,7 +109,7 @@ TEST(HfExport, TrainedValuesAreQuantisedInWholeBlocks) {
                        RandomValues, out),
               IsOk());
   ASSERT_OK_AND_ASSIGN(const HfCheckpoint after, HfCheckpoint::Open(out));
-  const Tensor values = *RandomValues(kQA);
+  const Tensor values = *WholeRandom(kQA);
   const Shape grid = Fp8ScaleShape(values.shape());
   std::vector<uint8_t> bytes(static_cast<size_t>(values.num_elements()));
   std::vector<float> scales(static_cast<size_t>(NumElements(grid)));
@@ -195,6 +202,101 @@ TEST(HfExport, TheShardSizeAndTheSourceShardingDoNotChangeTensors) {
   for (const std::string& name : one.TensorNames()) EXPECT_TRUE(SameBytes(one, before, name));
 }
 
+TEST(HfExport, SharesHoldEachTensorOnceAndAreBalanced) {
+  Source source;
+  ASSERT_OK_AND_ASSIGN(const HfCheckpoint before, HfCheckpoint::Open(source.directory));
+  ASSERT_OK_AND_ASSIGN(const ExportPlan plan,
+                       PlanExport({.model = TinyModel(), .source = &before, .trained = IsIndexer}));
+  const auto bytes_of = [&](size_t index) {
+    const std::string& name = plan.tensors[index].name;
+    const auto scale = plan.shards.places.find(ScaleName(name));
+    return plan.shards.places.at(name).bytes +
+           (scale == plan.shards.places.end() ? 0 : scale->second.bytes);
+  };
+  int64_t largest = 0, total = 0;
+  for (size_t i = 0; i < plan.tensors.size(); ++i) {
+    largest = std::max(largest, bytes_of(i));
+    total += bytes_of(i);
+  }
+  EXPECT_EQ(total, plan.shards.total_bytes);
+  for (const int num_ranks : {1, 2, 3, 5, 1000}) {
+    std::set<size_t> seen;
+    int64_t most = 0, least = total;
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      int64_t load = 0;
+      for (const size_t index : ShareOf(plan, rank, num_ranks)) {
+        EXPECT_TRUE(seen.insert(index).second) << plan.tensors[index].name << " twice";
+        load += bytes_of(index);
+      }
+      most = std::max(most, load);
+      least = std::min(least, load);
+    }
+    EXPECT_EQ(seen.size(), plan.tensors.size()) << num_ranks;
+    EXPECT_LE(most - least, largest) << num_ranks;
+  }
+}
+
+TEST(HfExport, SharesWrittenInAnyOrderGiveTheSameFiles) {
+  Source source;
+  ASSERT_OK_AND_ASSIGN(const HfCheckpoint before, HfCheckpoint::Open(source.directory));
+  const ExportRequest request{.model = TinyModel(),
+                              .dtype = ExportDType::kBF16,
+                              .source = &before,
+                              .trained = IsIndexer,
+                              .max_shard_bytes = 100'000};
+  ASSERT_THAT(ExportHf(request, RandomValues, source.scratch.File("one")), IsOk());
+  ASSERT_OK_AND_ASSIGN(const ExportPlan plan, PlanExport(request));
+  constexpr int kRanks = 3;
+  ASSERT_OK_AND_ASSIGN(HfWriter first, HfWriter::Create(source.scratch.File("three"), plan.shards,
+                                                        {.config_json = plan.config_json}));
+  for (int rank = kRanks - 1; rank >= 0; --rank) {
+    ASSERT_OK_AND_ASSIGN(HfWriter writer, HfWriter::Attach(first.staging_directory(), plan.shards));
+    BandBuffer buffer;
+    for (const size_t index : ShareOf(plan, rank, kRanks)) {
+      ASSERT_THAT(ExportOne(plan.tensors[index], &before, RandomValues, buffer, writer), IsOk());
+    }
+    ASSERT_THAT(writer.Sync(), IsOk());
+    first.AddWritten(writer.written());
+  }
+  ASSERT_THAT(first.Finish(), IsOk());
+  EXPECT_EQ(ReadAll(source.scratch.File("three")), ReadAll(source.scratch.File("one")));
+}
+
+// Wider than a band, as the large models' tensors are: what is encoded band by band has the bytes
+// of the whole.
+TEST(HfExport, TensorsOfSeveralBandsComeOutWhole) {
+  ModelConfig model = TinyModel();
+  model.intermediate_size = 16500;
+  model.vocab_size = 13200;
+  const std::string gate = "model.layers.0.mlp.gate_proj.weight";
+  ASSERT_EQ(RowBands({16500, 160}).size(), 2u);
+  ScratchDirectory scratch;
+  const InitRequest init{.model = model, .init = {.seed = 3}};
+  ASSERT_THAT(InitHfCheckpoint(init, scratch.File("fp8")), IsOk());
+  ASSERT_OK_AND_ASSIGN(const HfCheckpoint fp8, HfCheckpoint::Open(scratch.File("fp8")));
+  const CheckpointTensor* stored = fp8.Find(gate);
+  ASSERT_NE(stored, nullptr);
+  ASSERT_EQ(stored->shape, (Shape{16500, 160}));
+  std::vector<float> values(16500 * 160);
+  FillInitial({.name = gate, .shape = stored->shape}, init.init, WholeBox(stored->shape),
+              DType::kF32, values.data());
+  std::vector<uint8_t> bytes(values.size());
+  std::vector<float> scales(129 * 2);
+  QuantiseFp8(values.data(), 16500, 160, bytes.data(), scales.data());
+  EXPECT_EQ(*fp8.RawBytes(gate), absl::MakeConstSpan(bytes));
+  EXPECT_EQ(*fp8.Scales(gate), scales);
+  // Read band by band, written as BF16: the same values.
+  ASSERT_THAT(ExportHf({.model = model,
+                        .architecture = HfArchitecture::kV31,
+                        .dtype = ExportDType::kBF16,
+                        .source = &fp8},
+                       NoValues, scratch.File("bf16")),
+              IsOk());
+  ASSERT_OK_AND_ASSIGN(const HfCheckpoint bf16, HfCheckpoint::Open(scratch.File("bf16")));
+  EXPECT_EQ(ReadFloats(bf16, gate), ReadFloats(fp8, gate));
+  EXPECT_EQ(ReadFloats(bf16, "lm_head.weight"), ReadFloats(fp8, "lm_head.weight"));
+}
+
 TEST(HfExport, FailuresLeaveNothingBehind) {
   Source source;
   ASSERT_OK_AND_ASSIGN(const HfCheckpoint before, HfCheckpoint::Open(source.directory));
@@ -203,8 +305,8 @@ TEST(HfExport, FailuresLeaveNothingBehind) {
                        source.scratch.File("out")),
               HasStatus(absl::StatusCode::kInternal, "indexer"));
   // Values with a NaN in them.
-  const auto nan_values = [](const std::string& name) -> absl::StatusOr<Tensor> {
-    ASSIGN_OR_RETURN(const Tensor tensor, RandomValues(name));
+  const auto nan_values = [](const std::string& name, const Box& band) -> absl::StatusOr<Tensor> {
+    ASSIGN_OR_RETURN(const Tensor tensor, RandomValues(name, band));
     tensor.data<float>()[0] = std::nanf("");
     return tensor;
   };

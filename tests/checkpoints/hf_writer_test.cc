@@ -152,6 +152,73 @@ TEST(HfWriter, TheOrderAndTheRankThatWritesDoNotShow) {
   EXPECT_EQ(ReadAll(scratch.File("one")), ReadAll(scratch.File("two")));
 }
 
+TEST(HfWriter, RowBandsCoverATensorInWholeBlocks) {
+  const auto rows = [](const Shape& shape, int64_t most) {
+    std::vector<int64_t> extents;
+    int64_t next = 0;
+    for (const Box& band : RowBands(shape, most)) {
+      EXPECT_EQ(band.offset[0], next);
+      next += band.extent[0];
+      extents.push_back(band.extent[0]);
+      if (shape.size() == 2) {
+        EXPECT_EQ(band.offset[1], 0);
+        EXPECT_EQ(band.extent[1], shape[1]);
+      }
+    }
+    EXPECT_EQ(next, shape[0]);
+    return extents;
+  };
+  using Extents = std::vector<int64_t>;
+  EXPECT_EQ(rows({300, 10}, 1280), (Extents{128, 128, 44}));
+  EXPECT_EQ(rows({300, 10}, 2600), (Extents{256, 44}));
+  EXPECT_EQ(rows({300, 4096}, 1280), (Extents{128, 128, 44}));  // 128 rows are the least
+  EXPECT_EQ(rows({300, 10}, 3000),
+            (Extents{256, 44}));  // all of it would fit, but is cut at a block
+  EXPECT_EQ(rows({256, 10}, 2560), Extents{256});
+  EXPECT_EQ(rows({1000}, 400), (Extents{384, 384, 232}));
+  EXPECT_EQ(rows({0, 5}, 400), Extents{0});
+  EXPECT_EQ(RowBands({}), std::vector<Box>{Box{}});
+  EXPECT_EQ(RowBands({129280, 7168}).front().extent, (Shape{256, 7168}));
+}
+
+TEST(HfWriter, BandsGiveTheBytesOfTheWholeTensor) {
+  ScratchDirectory scratch;
+  const ShardPlan plan = PlanOf({{"a.weight", {300, 129}, DType::kF8E4M3},
+                                 {"a.weight_scale_inv", {3, 2}, DType::kF32},
+                                 {"b.weight", {300, 7}, DType::kBF16},
+                                 {"c.weight", {300}, DType::kF32},
+                                 {"d.weight", {300, 2}, DType::kF64}},
+                                1 << 20);
+  const std::vector<std::pair<std::string, int64_t>> widths = {
+      {"a.weight", 129}, {"b.weight", 7}, {"c.weight", 1}, {"d.weight", 2}};
+  ASSERT_OK_AND_ASSIGN(HfWriter whole, HfWriter::Create(scratch.File("whole"), plan, {}));
+  ASSERT_OK_AND_ASSIGN(HfWriter bands, HfWriter::Create(scratch.File("bands"), plan, {}));
+  for (const auto& [name, width] : widths) {
+    const std::vector<float> values = Ramp(static_cast<size_t>(300 * width));
+    ASSERT_THAT(whole.WriteValues(name, values), IsOk());
+    for (const auto& [first, last] : {std::pair{0, 128}, {128, 256}, {256, 300}}) {
+      EXPECT_EQ(bands.written().count(name), 0u);
+      ASSERT_THAT(bands.WriteRows(name, first,
+                                  absl::MakeConstSpan(values).subspan(
+                                      static_cast<size_t>(first * width),
+                                      static_cast<size_t>((last - first) * width))),
+                  IsOk());
+    }
+  }
+  EXPECT_EQ(bands.written(), whole.written());
+  ASSERT_THAT(whole.Finish(), IsOk());
+  ASSERT_THAT(bands.Finish(), IsOk());
+  EXPECT_EQ(ReadAll(scratch.File("whole")), ReadAll(scratch.File("bands")));
+}
+
+TEST(HfWriterDeathTest, ABandOutOfOrderOrThroughABlockIsAProgrammersError) {
+  ScratchDirectory scratch;
+  ASSERT_OK_AND_ASSIGN(HfWriter writer,
+                       HfWriter::Create(scratch.File("out"), PlanOf(SomeTensors(), 17'000), {}));
+  EXPECT_DEATH(writer.WriteRows("b.weight", 20, Ramp(200)).IgnoreError(), "b.weight");
+  EXPECT_DEATH(writer.WriteRows("a.weight", 0, Ramp(100 * 129)).IgnoreError(), "cut a block");
+}
+
 TEST(HfWriter, RefusesATargetThatHoldsAnything) {
   ScratchDirectory scratch;
   WriteText(scratch.File("file"), "precious");
@@ -193,6 +260,15 @@ TEST(HfWriter, LeavesNothingWhenItIsDroppedHalfway) {
   EXPECT_TRUE(scratch.List().empty());
 }
 
+TEST(HfWriter, WhatAKilledExportLeftIsNamed) {
+  ScratchDirectory scratch;
+  const std::string staging = absl::StrCat("out.tmp.", ::getpid());
+  std::filesystem::create_directory(scratch.File(staging));
+  EXPECT_THAT(HfWriter::Create(scratch.File("out"), PlanOf(SomeTensors(), 17'000), {}),
+              HasStatus(kEnvironment, "left by an export that was killed"));
+  EXPECT_EQ(scratch.List(), std::vector<std::string>{staging});
+}
+
 TEST(HfWriter, ATargetThatFillsUpMeanwhileIsNotOverwritten) {
   ScratchDirectory scratch;
   ASSERT_OK_AND_ASSIGN(HfWriter writer,
@@ -231,6 +307,12 @@ TEST(HfWriter, RefusesNumbersThatAreNotFinite) {
     EXPECT_THAT(writer.WriteValues("b.weight", values),
                 HasStatus(kNumerics, "b.weight: element 123"));
   }
+  // The element is counted in the tensor, not in the band.
+  ASSERT_THAT(writer.WriteRows("a.weight", 0, Ramp(128 * 129)), IsOk());
+  std::vector<float> band = Ramp(2 * 129);
+  band[1] = std::nanf("");
+  EXPECT_THAT(writer.WriteRows("a.weight", 128, band),
+              HasStatus(kNumerics, "a.weight: element 16513"));
   std::vector<double> wide(130 * 129, 0.5);
   wide[7] = 1e39;
   EXPECT_THAT(writer.WriteValues("a.weight", wide), HasStatus(kNumerics, "a.weight: element 7"));

@@ -1,6 +1,7 @@
 // Tests of kernels/core: bit formats, tensors and views, pool, random streams, files.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -138,6 +139,67 @@ TEST_F(FileTest, NoticesAFileThatChangedUnderTheMapping) {
   EXPECT_THAT(file.CheckUnchanged(), IsOk());
   std::filesystem::resize_file(path, 4);
   EXPECT_THAT(file.CheckUnchanged(), HasStatus(absl::StatusCode::kDataLoss, "changed while"));
+}
+
+// Resident set of this process, from the kernel.
+int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total = 0, resident = 0;
+  statm >> total >> resident;
+  return resident * 4096;
+}
+
+TEST(DryContext, HoldsAHundredGigabytesWithoutMemory) {
+  Context context = Context::Dry();
+  const int64_t before = ResidentBytes();
+  {
+    const Tensor large = context.Zeros(DType::kF32, {25'000'000'000});
+    EXPECT_EQ(context.pool().Total().bytes, 100'000'000'000);
+    EXPECT_EQ(large.data<float>()[24'999'999'999], 0.0f);
+    large.data<float>()[12'345'678'901] = 1.0f;  // costs a page
+    EXPECT_LT(ResidentBytes() - before, 16 << 20);
+  }
+  EXPECT_EQ(context.pool().Total().bytes, 0);
+  EXPECT_EQ(context.pool().Total().peak_bytes, 100'000'000'000);
+}
+
+TEST(DryContext, GivesZerosAgainWhereSomethingWasWritten) {
+  Context context = Context::Dry();
+  for (const int64_t count : {int64_t{10}, int64_t{100'000}}) {
+    for (int round = 0; round < 3; ++round) {
+      const Tensor x = context.Zeros(DType::kI64, {count});
+      for (int64_t i = 0; i < count; ++i) ASSERT_EQ(x.data<int64_t>()[i], 0) << round;
+      std::fill_n(x.data<int64_t>(), count, 7);
+    }
+  }
+}
+
+TEST(DryContext, CountsTheBytesOfTheHostPool) {
+  Context host = Context::Cpu(), dry = Context::Dry();
+  for (Context* context : {&host, &dry}) {
+    std::vector<Tensor> held;
+    for (const int64_t bytes : {0, 1, 64, 65, 4095, 4096, 4097, 1'000'000}) {
+      const ScopedUse use(*context, bytes % 2 == 0 ? "even" : "odd");
+      held.push_back(context->Empty(DType::kU8, {bytes}));
+      const Tensor gone = context->Empty(DType::kU8, {bytes});
+    }
+  }
+  EXPECT_FALSE(host.dry());
+  EXPECT_TRUE(dry.dry());
+  for (const auto& [use, memory] : host.pool().Uses()) {
+    EXPECT_EQ(dry.pool().Uses().at(use).bytes, memory.bytes) << use;
+    EXPECT_EQ(dry.pool().Uses().at(use).peak_bytes, memory.peak_bytes) << use;
+  }
+  EXPECT_EQ(dry.pool().Total().peak_bytes, host.pool().Total().peak_bytes);
+}
+
+TEST(DryContext, AllocatesAHundredThousandTensorsInASecond) {
+  const Context context = Context::Dry();
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 100'000; ++i) context.Empty(DType::kF32, {i % 2 == 0 ? 100 : 1'000'000});
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(seconds.count(), 1.0);
+  RecordProperty("microseconds_a_tensor", std::to_string(seconds.count() * 10));
 }
 
 TEST(Log, EscapesControlCharacters) { EXPECT_EQ(EscapeControl("a\x1b[31m\r"), "a\\x1b[31m\\x0d"); }

@@ -40,6 +40,17 @@ def appended(text):
     return lambda folder: write(os.path.join(folder, "run.yaml"), RUN_FILE + text)
 
 
+def added(text):
+    return lambda folder: write(os.path.join(folder, "run.yaml"), read(os.path.join(folder, "run.yaml")) + text)
+
+
+def both(first, second):
+    def act(folder):
+        first(folder)
+        second(folder)
+    return act
+
+
 def whole(content):
     return lambda folder: write(os.path.join(folder, "run.yaml"), content)
 
@@ -107,8 +118,23 @@ CASES = [
              "indexer-warmup", "global_batch_size = 4", "data 3 = 3", "6", ranks=3),
     run_file("layout larger than the world", appended("parallelism: {tensor: 3}\n"),
              "tensor 3", "1 rank"),
-    run_file("layout this version has not", appended("parallelism: {tensor: 2}\n"),
-             "indexer-warmup", "parallelism.tensor = 2", "set it to 1", ranks=2),
+    run_file("heads that do not divide", both(replaced("train: indexer", "train: all"), added("parallelism: {tensor: 3}\n")),
+             "indexer-warmup", "parallelism.tensor = 3", "num_attention_heads = 2", "nearest that fit: 2", ranks=3),
+    run_file("experts that do not divide", appended("parallelism: {expert: 3}\n"),
+             "indexer-warmup", "parallelism.expert = 3", "n_routed_experts = 8", "2 or 4", ranks=3),
+    run_file("experts over more ranks than a pipeline stage has", appended("parallelism: {expert: 2, pipeline: 2}\n"),
+             "parallelism.expert = 2", "does not divide the 1 ranks", ranks=2),
+    run_file("sequence that does not divide", appended("parallelism: {context: 2}\n"),
+             "indexer-warmup", "data.seq_length = 30", "2 x tensor x context = 4", "32",
+             words=["data.seq_length=30"], ranks=2),
+    run_file("layers that do not add up", appended("parallelism: {pipeline: 2, layer_split: [1, 9]}\n"),
+             "indexer-warmup", "layer_split = [1, 9]", "the sum is 4", "3 layers", ranks=2),
+    run_file("too few microbatches for the schedule",
+             both(replaced("train: indexer", "train: all"),
+                  added("parallelism: {pipeline: 2, schedule: dualpipev}\nmicro_batch_size: 2\n")),
+             "indexer-warmup", "dualpipev", "2 microbatches", "4 microbatches", ranks=2),
+    run_file("more parts than layers", appended("parallelism: {pipeline: 4, schedule: zbv}\n"),
+             "indexer-warmup", "3 layers", "8", ranks=4),
     run_file("schedule without its parts", appended("parallelism: {schedule: dualpipev, virtual_stages: 3}\n"),
              "run.yaml:19", "virtual_stages = 3", "dualpipev", "2 parts"),
     run_file("warm-up longer than the stage", appended("lr_schedule: {warmup_steps: 7}\n"),

@@ -14,9 +14,10 @@ namespace {
 
 using namespace testing;  // NOLINT: the helpers of tests/support
 
-DenseTarget TargetOf(const Context& context, const Tensor& q, const Tensor& k,
-                     const KeyWindows& windows, double scale) {
-  return {q, k, Attention(context, q, k, k, windows, scale).lse_TH, scale};
+Tensor TargetOf(const Context& context, const Tensor& q, const Tensor& k,
+                const KeyWindows& windows, double scale) {
+  const Tensor lse = Attention(context, q, k, k, windows, scale).lse_TH;
+  return DenseTargetProbabilities(context, {q, k, lse, scale}, windows);
 }
 
 TEST(SelectionQuality, FourKeysByHand) {
@@ -25,14 +26,14 @@ TEST(SelectionQuality, FourKeysByHand) {
   const Tensor k = TensorOf(context, DType::kF64, {5, 1, 1},
                             {std::log(90), std::log(4), std::log(1), std::log(3), std::log(2)});
   const KeyWindows windows = WindowsOf(context, {1, 2}, {5, 2});
-  const DenseTarget target = TargetOf(context, q, k, windows, 1.0);
+  const Tensor target = TargetOf(context, q, k, windows, 1.0);
   // p of row 0 = 0.4, 0.1, 0.3, 0.2 from key 1 on; the two best are 1 and 3. Row 1 sees nothing.
   const Tensor ids = IntTensorOf(context, {2, 3}, {1, 4, -1, -1, -1, -1});
   const SelectionQualityResult r =
-      SelectionQuality(context, IntTensorOf(context, {2}, {1, 0}), ids, target, windows);
-  EXPECT_LT(RelativeError(ToDoubles(r.mass_R), {0, 0.6}), 1e-14);
-  EXPECT_LT(RelativeError(ToDoubles(r.best_mass_R), {0, 0.7}), 1e-14);
-  EXPECT_EQ(ToDoubles(r.recall_R), (std::vector<double>{1, 0.5}));
+      SelectionQuality(context, target, ids, windows);
+  EXPECT_LT(RelativeError(ToDoubles(r.mass_T), {0.6, 0}), 1e-14);
+  EXPECT_LT(RelativeError(ToDoubles(r.best_mass_T), {0.7, 0}), 1e-14);
+  EXPECT_EQ(ToDoubles(r.recall_T), (std::vector<double>{0.5, 1}));
 }
 
 TEST(SelectionQuality, EqualsThePlainLoops) {
@@ -44,11 +45,9 @@ TEST(SelectionQuality, EqualsThePlainLoops) {
     const KeyWindows windows = CausalWindows(context, T, S - T);
     const Tensor ids = ScatteredIds(context, T, K, S - T);
     const OracleAttention oracle = PlainAttention(q, k, k, q, ListsOf(windows), 0.4);
-    const Tensor rows = IntTensorOf(context, {4}, {0, 29, 13, 6});
     const SelectionQualityResult r =
-        SelectionQuality(context, rows, ids, TargetOf(context, q, k, windows, 0.4), windows);
-    for (int64_t i = 0; i < 4; ++i) {
-      const int64_t t = rows.data<int32_t>()[i];
+        SelectionQuality(context, TargetOf(context, q, k, windows, 0.4), ids, windows);
+    for (const int64_t t : {0, 29, 13, 6}) {
       std::vector<double> p(S, 0);
       for (int64_t n = 0; n < H * S; ++n) p[n % S] += oracle.probs_THS[t * H * S + n] / H;
       std::vector<int64_t> order(S);
@@ -64,9 +63,9 @@ TEST(SelectionQuality, EqualsThePlainLoops) {
         common += std::count(chosen.begin(), chosen.end(), order[n]);
       }
       const double tolerance = RoundingTolerance(dtype, 7 + S, 1.0);
-      EXPECT_NEAR(ToDoubles(r.mass_R)[i], mass, tolerance);
-      EXPECT_NEAR(ToDoubles(r.best_mass_R)[i], best_mass, tolerance);
-      EXPECT_NEAR(ToDoubles(r.recall_R)[i], common / K, 1e-7);
+      EXPECT_NEAR(ToDoubles(r.mass_T)[t], mass, tolerance);
+      EXPECT_NEAR(ToDoubles(r.best_mass_T)[t], best_mass, tolerance);
+      EXPECT_NEAR(ToDoubles(r.recall_T)[t], common / K, 1e-7);
     }
   }
 }
@@ -76,12 +75,11 @@ TEST(SelectionQuality, OfTheBestKeysIsPerfectAndEqualOnesCountByIndex) {
   const Tensor q = context.Zeros(DType::kF64, {1, 2, 3});  // every key has the same probability
   const Tensor k = RandomTensor(context, DType::kF64, {8, 2, 3}, 1);
   const KeyWindows windows = WindowsOf(context, {0}, {8});
-  const DenseTarget target = TargetOf(context, q, k, windows, 1.0);
-  const Tensor rows = IntTensorOf(context, {1}, {0});
+  const Tensor target = TargetOf(context, q, k, windows, 1.0);
   const auto recall = [&](const std::vector<int32_t>& ids) {
     return ToDoubles(
-        SelectionQuality(context, rows, IntTensorOf(context, {1, 4}, ids), target, windows)
-            .recall_R)[0];
+        SelectionQuality(context, target, IntTensorOf(context, {1, 4}, ids), windows)
+            .recall_T)[0];
   };
   EXPECT_EQ(recall({0, 1, 2, 3}), 1);
   EXPECT_EQ(recall({2, 3, 4, 5}), 0.5);
@@ -93,12 +91,10 @@ TEST(SelectionQualityDeathTest, RefusesAKeyOutsideTheWindow) {
   const Tensor q = RandomTensor(context, DType::kF32, {2, 1, 2}, 1);
   const Tensor k = RandomTensor(context, DType::kF32, {3, 1, 2}, 2);
   const KeyWindows windows = WindowsOf(context, {0, 0}, {1, 2});
-  const DenseTarget target = TargetOf(context, q, k, windows, 1.0);
+  const Tensor target = TargetOf(context, q, k, windows, 1.0);
   const Tensor ids = IntTensorOf(context, {2, 1}, {0, 2});
-  EXPECT_DEATH(SelectionQuality(context, IntTensorOf(context, {1}, {1}), ids, target, windows),
+  EXPECT_DEATH(SelectionQuality(context, target, ids, windows),
                "row 1 has chosen key 2 outside its window \\[0, 2\\)");
-  EXPECT_DEATH(SelectionQuality(context, IntTensorOf(context, {1}, {2}), ids, target, windows),
-               "row 2 of 2");
 }
 
 }  // namespace

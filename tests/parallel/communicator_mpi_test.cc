@@ -103,7 +103,7 @@ TEST_F(CommunicatorTest, SplitsByColorAndOrdersByKey) {
 TEST_F(CommunicatorTest, CutsTheGridAlongEveryAxis) {
   if (size() != 4) return;  // the layout below is for four ranks
   ASSERT_OK_AND_ASSIGN(const ProcessGrid grid, ProcessGrid::Make(4, {.tensor = 2, .expert = 4}));
-  const GridCommunicators parts = SplitGrid(*world_, grid);
+  const GridCommunicators parts = SplitGrid(*world_, grid, {0});
   EXPECT_EQ(parts.tp->size(), 2);
   EXPECT_EQ(parts.dp->size(), 2);
   EXPECT_EQ(parts.ep->size(), 4);

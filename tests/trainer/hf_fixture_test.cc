@@ -115,8 +115,8 @@ TEST_P(HfFixture, DenseLogitsAgree) {
   for (const DType dtype : {DType::kF32, DType::kF64}) {
     ModelRig rig(Options(AttentionForm::kDense, dtype));
     const Batch batch = rig.BatchOf(expected.Values("tokens"), sequences);
-    const auto logits = rig.model_->ForwardLogits(rig.context(), batch, false);
-    EXPECT_LE(MaxRelative(ToDoubles(logits.lm_TW), expected.Values("logits")), 1e-4) << dtype;
+    const auto logits = rig.network().ForwardLogits(rig.context(), batch, false);
+    EXPECT_LE(MaxRelative(ToDoubles(logits.lm_RW), expected.Values("logits")), 1e-4) << dtype;
   }
 }
 
@@ -128,7 +128,7 @@ TEST_P(HfFixture, DenseGradientsAgree) {
   PassOptions pass;
   pass.scales.lm = 1.0 / static_cast<double>(batch.num_rows());
   StepStats stats = rig.NewStats();
-  Model::Saved saved;
+  ModelPart::Saved saved;
   rig.Train(batch, pass, stats, saved);
   const double loss = stats.lm_loss_1.data<double>()[0] * pass.scales.lm;
   EXPECT_NEAR(loss, Losses(GetParam().fixture)["lm_dense"].get<double>(), 1e-6);
@@ -143,10 +143,10 @@ TEST_P(HfFixture, SparseLogitsSelectionsAndRoutesAgree) {
     for (const DType dtype : {DType::kF32, DType::kF64}) {
       ModelRig rig(Options(form, dtype));
       const Batch batch = rig.BatchOf(expected.Values("tokens"), sequences);
-      const auto logits = rig.model_->ForwardLogits(rig.context(), batch, GetParam().mtp);
-      EXPECT_LE(MaxRelative(ToDoubles(logits.lm_TW), expected.Values("logits")), 1e-4) << dtype;
+      const auto logits = rig.network().ForwardLogits(rig.context(), batch, GetParam().mtp);
+      EXPECT_LE(MaxRelative(ToDoubles(logits.lm_RW), expected.Values("logits")), 1e-4) << dtype;
       if (GetParam().mtp) {
-        EXPECT_LE(MaxRelative(ToDoubles(logits.mtp_TW), expected.Values("mtp_logits")), 1e-4)
+        EXPECT_LE(MaxRelative(ToDoubles(logits.mtp_RW), expected.Values("mtp_logits")), 1e-4)
             << dtype;
       }
     }
@@ -183,14 +183,14 @@ TEST_P(HfFixture, SparseLossesAndGradientsAgree) {
       if (loss == "mtp") pass.scales.mtp = 1 / (rows - static_cast<double>(sequences));
       if (loss == "kl") pass.scales.kl = 1 / rows;
       StepStats stats = rig.NewStats();
-      Model::Saved saved;
-      rig.model_->Forward(rig.context(), batch, pass, stats, saved);
+      ModelPart::Saved saved;
+      rig.network().Forward(rig.context(), batch, pass, Tensor(), stats, saved);
       for (size_t layer = 0; layer < saved.blocks.size(); ++layer) {
-        EXPECT_EQ(OwnIds(saved.blocks[layer].ids_TK, batch.seq_length),
+        EXPECT_EQ(OwnIds(saved.blocks[layer].ids_RK, batch.seq_length),
                   expected.Values(absl::StrCat("ids.layer", layer)));
       }
-      rig.model_->BackwardInput(rig.context(), batch, pass, saved);
-      rig.model_->BackwardWeight(rig.context(), batch, pass, stats, saved);
+      rig.network().BackwardInput(rig.context(), batch, pass, Tensor(), saved);
+      rig.network().BackwardWeight(rig.context(), batch, pass, stats, saved);
       ExpectGradients(rig, Path(absl::StrCat("gradients_", loss, "_sparse.safetensors")), 1e-4);
       if (loss == "lm") {
         EXPECT_NEAR(stats.lm_loss_1.data<double>()[0] / rows, losses["lm_sparse"].get<double>(),
@@ -221,7 +221,7 @@ TEST_P(HfFixture, WarmUpLossAndIndexerGradientsAgree) {
   PassOptions pass;
   pass.scales.kl = 1 / rows;
   StepStats stats = rig.NewStats();
-  rig.model_->WarmUp(rig.context(), batch, pass, stats);
+  rig.network().WarmUp(rig.context(), batch, pass, Tensor(), stats);
   double kl = 0;
   for (double sum : ToDoubles(stats.kl_L)) kl += sum / rows;
   EXPECT_NEAR(kl, Losses(GetParam().fixture)["kl_warmup"].get<double>(), 1e-8);
@@ -240,7 +240,7 @@ TEST_P(HfFixture, BalanceLossAndGradientsAgree) {
   PassOptions pass;
   pass.scales.balance = 1;
   StepStats stats = rig.NewStats();
-  Model::Saved saved;
+  ModelPart::Saved saved;
   rig.Train(batch, pass, stats, saved);
   EXPECT_NEAR(stats.balance_1.data<double>()[0],
               Losses(GetParam().fixture)["balance_" + kind].get<double>(), 1e-8);

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "checkpoints/hf_init.h"
+#include "trainer/make_batch.h"
 
 namespace baleen::testing {
 namespace {
@@ -75,8 +76,9 @@ ModelRig::ModelRig(const RigOptions& options, const ModelConfig& config, uint64_
 
 void ModelRig::Build() {
   if (options_.index_topk > 0) config_.index_topk = options_.index_topk;
-  model_ = std::make_unique<Model>(config_, options_.use_indexer, store_);
-  store_.Allocate(context_, options_.dtype, 1, options_.trained);
+  model_ = std::make_unique<Model>(config_, Model::OnePart(config_), options_.use_indexer, Placement(),
+                                   store_);
+  store_.Allocate(context_, options_.dtype, axes_, options_.trained);
   rope_ = MakeModelRope(context_, config_, options_.dtype, 4096);
 }
 
@@ -89,14 +91,14 @@ Batch ModelRig::BatchOf(const std::vector<double>& tokens, int64_t sequences) co
       samples[b].tokens.push_back(static_cast<int32_t>(tokens[b * width + i]));
     }
   }
-  return MakeBatch(context_, MakeMicrobatch(samples, /*document_mask=*/false));
+  return MakeBatch(context_, MakeMicrobatch(samples, /*document_mask=*/false), RowShare());
 }
 
 void ModelRig::Train(const Batch& batch, const PassOptions& pass, StepStats& stats,
-                     Model::Saved& saved) {
-  model_->Forward(context(), batch, pass, stats, saved);
-  model_->BackwardInput(context(), batch, pass, saved);
-  model_->BackwardWeight(context(), batch, pass, stats, saved);
+                     ModelPart::Saved& saved) {
+  network().Forward(context(), batch, pass, Tensor(), stats, saved);
+  network().BackwardInput(context(), batch, pass, Tensor(), saved);
+  network().BackwardWeight(context(), batch, pass, stats, saved);
 }
 
 ModelConfig TinyConfig() {

@@ -30,7 +30,8 @@ struct RigOptions {
   DType dtype = DType::kF64;
   ModelOptions model;
   bool use_indexer = true;
-  std::vector<ParameterGroup> trained = {ParameterGroup::kMain, ParameterGroup::kExpert,
+  std::vector<ParameterGroup> trained = {ParameterGroup::kMain, ParameterGroup::kTensor,
+                                         ParameterGroup::kEmbedding, ParameterGroup::kExpert,
                                          ParameterGroup::kIndexer};
   int64_t index_topk = 0;  // 0: the checkpoint's
 };
@@ -43,13 +44,16 @@ class ModelRig {
 
   // One microbatch of whole sequences from tokens [B, T + 1].
   Batch BatchOf(const std::vector<double>& tokens, int64_t sequences) const;
-  ModelContext context() { return {context_, config_, options_.model, store_, rope_}; }
+  ModelContext context() { return {context_, config_, options_.model, store_, rope_, axes_}; }
 
   StepStats NewStats() const {
     return StepStats::Zeros(context_, config_.num_hidden_layers + 1, config_.n_routed_experts);
   }
   // Forward, input gradient and weight gradient.
-  void Train(const Batch& batch, const PassOptions& pass, StepStats& stats, Model::Saved& saved);
+  void Train(const Batch& batch, const PassOptions& pass, StepStats& stats,
+             ModelPart::Saved& saved);
+  // The network as one part.
+  const ModelPart& network() const { return model_->parts()[0]; }
 
   Context context_ = Context::Cpu();
   RigOptions options_;
@@ -57,6 +61,7 @@ class ModelRig {
   ParameterStore store_;
   std::unique_ptr<Model> model_;
   RopeTable rope_;
+  GridCommunicators axes_ = MakeSelfGrid();
 
  private:
   void Build();

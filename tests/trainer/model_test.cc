@@ -44,7 +44,7 @@ TrainedRig TrainOnce(const RigOptions& options, int64_t length = 40) {
   result.rig = std::make_unique<ModelRig>(options, TinyConfig(), 11);
   const Batch batch = result.rig->BatchOf(RandomTokens(2, length, 5), 2);
   result.stats = result.rig->NewStats();
-  Model::Saved saved;
+  ModelPart::Saved saved;
   result.rig->Train(batch, AllLosses(batch), result.stats, saved);
   return result;
 }
@@ -101,8 +101,8 @@ TEST(Model, RecomputeKeepsLessBetweenForwardAndBackward) {
     ModelRig rig(options, TinyConfig(), 11);
     const Batch batch = rig.BatchOf(RandomTokens(1, 256, 5), 1);
     StepStats stats = rig.NewStats();
-    Model::Saved saved;
-    rig.model_->Forward(rig.context(), batch, AllLosses(batch), stats, saved);
+    ModelPart::Saved saved;
+    rig.network().Forward(rig.context(), batch, AllLosses(batch), Tensor(), stats, saved);
     const int64_t held = rig.context_.pool().Uses().at("activations").bytes;
     EXPECT_LT(held, previous);
     previous = held;
@@ -116,14 +116,14 @@ TEST(Model, GradientsAgreeWithCentralDifferencesOfTheWholeLoss) {
   const Batch batch = rig.BatchOf(RandomTokens(1, 24, 9), 1);
   const PassOptions pass = AllLosses(batch);
   StepStats stats = rig.NewStats();
-  Model::Saved saved;
+  ModelPart::Saved saved;
   rig.Train(batch, pass, stats, saved);
   const auto loss = [&] {
     StepStats s = rig.NewStats();
-    Model::Saved unused;
+    ModelPart::Saved unused;
     PassOptions forward = pass;
     forward.train = false;
-    rig.model_->Forward(rig.context(), batch, forward, s, unused);
+    rig.network().Forward(rig.context(), batch, forward, Tensor(), s, unused);
     return s.lm_loss_1.data<double>()[0] * pass.scales.lm +
            s.mtp_loss_1.data<double>()[0] * pass.scales.mtp +
            s.balance_1.data<double>()[0] * pass.scales.balance;
@@ -155,12 +155,12 @@ TEST(Model, TwoMicrobatchesAddUpToOneOfBoth) {
   const Batch both = whole.BatchOf(tokens, 2);
   const PassOptions pass = AllLosses(both);
   StepStats stats = whole.NewStats();
-  Model::Saved saved;
+  ModelPart::Saved saved;
   whole.Train(both, pass, stats, saved);
   StepStats part_stats = parts.NewStats();
   for (int half = 0; half < 2; ++half) {
     const std::vector<double> own(tokens.begin() + half * 33, tokens.begin() + (half + 1) * 33);
-    Model::Saved own_saved;
+    ModelPart::Saved own_saved;
     parts.Train(parts.BatchOf(own, 1), pass, part_stats, own_saved);
   }
   EXPECT_NEAR(stats.lm_loss_1.data<double>()[0], part_stats.lm_loss_1.data<double>()[0], 1e-10);
@@ -192,7 +192,7 @@ TEST(Model, WarmUpOwnsNoGradientButTheIndexersAndNoArrayOfAllPairs) {
     pass.scales.kl = 1.0 / static_cast<double>(length);
     StepStats stats = rig.NewStats();
     rig.context_.pool().ResetPeak();
-    rig.model_->WarmUp(rig.context(), batch, pass, stats);
+    rig.network().WarmUp(rig.context(), batch, pass, Tensor(), stats);
     peaks.push_back(rig.context_.pool().Uses().at("activations").peak_bytes);
   }
   EXPECT_LT(peaks[1], 5 * peaks[0]);
@@ -208,8 +208,8 @@ TEST(Model, MeasuresAPerfectSelectionAsPerfect) {
   PassOptions pass = AllLosses(batch);
   pass.measure_indexer = true;
   StepStats stats = rig.NewStats();
-  Model::Saved saved;
-  rig.model_->Forward(rig.context(), batch, pass, stats, saved);
+  ModelPart::Saved saved;
+  rig.network().Forward(rig.context(), batch, pass, Tensor(), stats, saved);
   for (int64_t layer = 0; layer < 4; ++layer) {
     const double rows = stats.sampled_rows_L.data<double>()[layer];
     EXPECT_EQ(rows, 32);

@@ -292,12 +292,12 @@ TEST(Optimizer, ClipsByTheGlobalNormAndDecaysMatricesOnly) {
   ParameterStore store;
   const int matrix = store.Declare("m", {1, 1}, ParameterGroup::kMain);
   const int vector = store.Declare("v", {1}, ParameterGroup::kMain);
-  store.Allocate(context, DType::kF64, 1, {ParameterGroup::kMain});
+  store.Allocate(context, DType::kF64, MakeSelfGrid(), {ParameterGroup::kMain});
   store.value(matrix).data<double>()[0] = 2;
   store.value(vector).data<double>()[0] = 2;
   const auto world = MakeSelfCommunicator();
   ASSERT_OK_AND_ASSIGN(const ProcessGrid grid, ProcessGrid::Make(1, {}));
-  const GridCommunicators axes = SplitGrid(*world, grid);
+  const GridCommunicators axes = SplitGrid(*world, grid, {0});
   OptimizerConfig config = DefaultStageConfig().optimizer;
   config.weight_decay = 0.5;
   config.clip_grad.main = 1;
@@ -322,10 +322,10 @@ TEST(Optimizer, SkipsBothGroupsWhenOneIsNotFinite) {
   const int main = store.Declare("m", {1, 1}, ParameterGroup::kMain);
   const int indexer = store.Declare("i", {1, 1}, ParameterGroup::kIndexer);
   const std::vector<ParameterGroup> groups = {ParameterGroup::kMain, ParameterGroup::kIndexer};
-  store.Allocate(context, DType::kF32, 1, groups);
+  store.Allocate(context, DType::kF32, MakeSelfGrid(), groups);
   const auto world = MakeSelfCommunicator();
   ASSERT_OK_AND_ASSIGN(const ProcessGrid grid, ProcessGrid::Make(1, {}));
-  const GridCommunicators axes = SplitGrid(*world, grid);
+  const GridCommunicators axes = SplitGrid(*world, grid, {0});
   Optimizer optimizer(context, store, DefaultStageConfig().optimizer, groups, axes, *world);
   optimizer.ZeroGradients();
   store.grad(main).data<float>()[0] = 1;

@@ -8,38 +8,58 @@
 namespace baleen {
 
 Block::Block(const ModelConfig& config, const std::string& prefix, int64_t layer, bool moe,
-             bool use_indexer, ParameterStore& store)
+             bool use_indexer, const Placement& placement, ParameterStore& store)
     : layer_(layer),
       input_layernorm_(store.Declare(prefix + ".input_layernorm.weight", {config.hidden_size},
                                      ParameterGroup::kMain)),
       post_attention_layernorm_(store.Declare(prefix + ".post_attention_layernorm.weight",
                                               {config.hidden_size}, ParameterGroup::kMain)),
-      mla_(config, prefix, store) {
+      mla_(config, prefix, placement, store) {
   if (use_indexer) indexer_.emplace(config, prefix, store);
   if (moe) {
-    moe_.emplace(config, prefix, store);
+    moe_.emplace(config, prefix, placement, store);
   } else {
-    mlp_.emplace(config.hidden_size, config.intermediate_size, prefix + ".mlp", store);
+    mlp_.emplace(config.hidden_size, config.intermediate_size, prefix + ".mlp", placement, store);
   }
 }
 
 Tensor Block::Forward(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                       const Tensor& x, StepStats& stats, Saved& saved) const {
   saved.x = x;
-  Normalise(model, batch, saved);
-  if (indexer_ && model.options.attention != AttentionForm::kDense) {
-    SelectKeys(model, batch, stats, saved);
-  }
-  ForwardAttention(model, batch, saved);
-  if (pass.measure_indexer && indexer_) Measure(model, batch, pass, stats, saved);
-  if (model.options.indexer_loss == IndexerLossKind::kDense && pass.train) {
-    WarmUp(model, batch, pass, stats, saved);
-  }
-  ForwardMlp(model, batch, pass.scales.balance != 0, saved);
-  CountTokens(model, batch, stats, saved);
-  const Tensor y = Add(model.context, saved.h, saved.mlp_out);
-  if (pass.train) Drop(model, saved);
+  Tensor y;
+  for (int phase = 0; phase < kPhases; ++phase)
+    y = ForwardPhase(phase, model, batch, pass, stats, saved);
   return y;
+}
+
+Tensor Block::ForwardPhase(int phase, const ModelContext& model, const Batch& batch,
+                           const PassOptions& pass, StepStats& stats, Saved& saved) const {
+  switch (phase) {
+    case 0: {
+      Normalise(model, batch, saved);
+      if (indexer_ && model.options.attention != AttentionForm::kDense)
+        SelectKeys(model, batch, stats, saved);
+      Attend(model, batch, saved);
+      if (pass.measure_indexer && indexer_) Measure(model, batch, pass, stats, saved);
+      const bool warm_up = model.options.indexer_loss == IndexerLossKind::kDense && pass.train;
+      if (warm_up) WarmUp(model, batch, pass, stats, saved);
+      return Tensor();
+    }
+    case 1:
+      Dispatch(model, batch, pass, saved);
+      return Tensor();
+    case 2:
+      RunExperts(model, saved);
+      return Tensor();
+    default: {
+      Combine(model, saved);
+      CountTokens(model, batch, stats, saved);
+      const Tensor y = Add(model.context, saved.h, saved.mlp_out);
+      saved.complete = true;
+      if (pass.train) Drop(model, saved);
+      return y;
+    }
+  }
 }
 
 // The norm, the projections that attention and indexer share, and the indexer's q, k, w.
@@ -50,44 +70,71 @@ void Block::Normalise(const ModelContext& model, const Batch& batch, Saved& save
   mla_.Project(model, batch, norm.y, saved.mla);
   const bool needed = model.options.attention != AttentionForm::kDense ||
                       model.options.indexer_loss != IndexerLossKind::kNone;
-  if (indexer_ && needed) indexer_->Forward(model, batch, norm.y, saved.mla.qr, saved.indexer);
+  if (indexer_ && needed) indexer_->Forward(model, batch, norm.y, saved.mla.qr_R, saved.indexer);
 }
+
+namespace {
+
+// Below 2^31 a row, so that the sum over a step's rows stays inside 64 bits.
+int64_t HashSelection(int64_t row, const int32_t* ids, int64_t count) {
+  uint64_t hash = 0x9E3779B97F4A7C15u + static_cast<uint64_t>(row);
+  for (int64_t i = 0; i < count; ++i) {
+    hash = (hash ^ static_cast<uint32_t>(ids[i])) * 0xFF51AFD7ED558CCDu;
+    hash ^= hash >> 32;
+  }
+  return static_cast<int64_t>(hash >> 33);
+}
+
+}  // namespace
 
 void Block::SelectKeys(const ModelContext& model, const Batch& batch, StepStats& stats,
                        Saved& saved) const {
   if (model.options.selection != SelectionKind::kIndexer) {
-    saved.ids_TK = SelectWithoutIndexer(model, batch, layer_);
+    saved.ids_RK = SelectWithoutIndexer(model, batch, layer_);
     return;
   }
   const TopkResult selected = indexer_->Select(model, batch, saved.indexer);
-  saved.ids_TK = selected.ids_TK;
+  saved.ids_RK = selected.ids_TK;
   double ties = 0;
   for (int64_t t = 0; t < selected.ties_T.num_elements(); ++t)
     ties += selected.ties_T.data<int32_t>()[t];
   stats.ties_L.data<double>()[layer_] += ties;
+  int64_t hash = 0;
+  const int64_t topk = saved.ids_RK.dim(1);
+  for (int64_t r = 0; r < batch.num_rows(); ++r) {
+    hash += HashSelection(batch.row_R.data<int32_t>()[r], saved.ids_RK.data<int32_t>() + r * topk,
+                          topk);
+  }
+  stats.selection_hash_L.data<int64_t>()[layer_] += hash;
   if (selected.nan_row_1.data<int32_t>()[0] >= 0) stats.nan_rows_1.data<int64_t>()[0] += 1;
 }
 
-void Block::ForwardAttention(const ModelContext& model, const Batch& batch, Saved& saved) const {
-  const Tensor attention = mla_.Attend(model, batch, saved.ids_TK, saved.mla);
+void Block::Attend(const ModelContext& model, const Batch& batch, Saved& saved) const {
+  const Tensor attention = mla_.Attend(model, batch, saved.ids_RK, saved.mla);
   saved.h = Add(model.context, saved.x, attention);
 }
 
-void Block::ForwardMlp(const ModelContext& model, const Batch& batch, bool balance,
-                       Saved& saved) const {
+void Block::Dispatch(const ModelContext& model, const Batch& batch, const PassOptions& pass,
+                     Saved& saved) const {
   const RmsNormResult norm =
       RmsNorm(model.context, saved.h, model.parameters.value(post_attention_layernorm_),
               model.config.rms_norm_eps);
   saved.h_rstd = norm.rstd;
   saved.h_norm = norm.y;
-  if (mlp_) {
-    saved.mlp_out = mlp_->Forward(model, saved.h_norm, saved.mlp);
+  if (moe_) moe_->Dispatch(model, batch, saved.h_norm, pass.scales.balance != 0, saved.moe);
+}
+
+void Block::RunExperts(const ModelContext& model, Saved& saved) const {
+  if (moe_) {
+    saved.shared_out = moe_->Experts(model, saved.moe);
   } else {
-    moe_->Dispatch(model, batch, saved.h_norm, balance, saved.moe);
-    const Tensor shared = moe_->Experts(model, saved.moe);
-    saved.mlp_out = moe_->Combine(model, shared, saved.moe);
+    saved.mlp_out = mlp_->Forward(model, saved.h_norm, saved.mlp);
   }
-  saved.complete = true;
+}
+
+void Block::Combine(const ModelContext& model, Saved& saved) const {
+  if (moe_) saved.mlp_out = moe_->Combine(model, saved.shared_out, saved.moe);
+  saved.shared_out = Tensor();
 }
 
 void Block::CountTokens(const ModelContext& model, const Batch& batch, StepStats& stats,
@@ -105,6 +152,7 @@ void Block::Drop(const ModelContext& model, Saved& saved) const {
       return;
     case RecomputeMode::kSelective:
       mla_.DropExpanded(saved.mla);
+      if (indexer_) indexer_->DropGathered(saved.indexer);
       if (mlp_) mlp_->DropExpanded(saved.mlp);
       if (moe_) moe_->DropExpanded(saved.moe);
       saved.mlp_out = Tensor();
@@ -112,37 +160,67 @@ void Block::Drop(const ModelContext& model, Saved& saved) const {
     case RecomputeMode::kFull: {
       Saved kept;
       kept.x = saved.x;
-      kept.ids_TK = saved.ids_TK;  // selecting again would cost the whole score matrix
+      kept.ids_RK = saved.ids_RK;  // selecting again would cost the whole score matrix
       saved = std::move(kept);
       return;
     }
   }
 }
 
+void Block::Recompute(const ModelContext& model, const Batch& batch, const PassOptions& pass,
+                      Saved& saved) const {
+  Normalise(model, batch, saved);
+  Attend(model, batch, saved);
+  Dispatch(model, batch, pass, saved);
+  RunExperts(model, saved);
+  Combine(model, saved);
+  saved.complete = true;
+}
+
 Tensor Block::BackwardInput(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                             const Tensor& dy, Saved& saved) const {
-  const Context& context = model.context;
-  if (!saved.complete) {
-    Normalise(model, batch, saved);
-    ForwardAttention(model, batch, saved);
-    ForwardMlp(model, batch, pass.scales.balance != 0, saved);
-  }
-  if (mlp_) {
-    saved.dh_norm = mlp_->BackwardInput(model, dy, saved.mlp);
-  } else {
-    moe_->BackwardCombine(model, dy, saved.moe);
-    const Tensor drows = moe_->BackwardExperts(model, saved.moe);
-    saved.dh_norm = moe_->BackwardDispatch(model, batch, drows, pass.scales.balance, saved.moe);
-  }
-  const Tensor dh =
-      RmsNormBackwardInput(context, saved.dh_norm, saved.h,
-                           model.parameters.value(post_attention_layernorm_), saved.h_rstd);
-  AddInPlace(context, dh, dy);
-  saved.dx_norm = mla_.BackwardInput(model, batch, dh, saved.mla);
-  const Tensor dx = RmsNormBackwardInput(context, saved.dx_norm, saved.x,
-                                         model.parameters.value(input_layernorm_), saved.x_rstd);
-  AddInPlace(context, dx, dh);
+  saved.dy = dy;
+  Tensor dx;
+  for (int phase = 0; phase < kPhases; ++phase)
+    dx = BackwardPhase(phase, model, batch, pass, saved);
   return dx;
+}
+
+Tensor Block::BackwardPhase(int phase, const ModelContext& model, const Batch& batch,
+                            const PassOptions& pass, Saved& saved) const {
+  const Context& context = model.context;
+  switch (phase) {
+    case 0:
+      if (!saved.complete) Recompute(model, batch, pass, saved);
+      if (moe_) moe_->BackwardCombine(model, saved.dy, saved.moe);
+      return Tensor();
+    case 1:
+      if (moe_) saved.drows = moe_->BackwardExperts(model, saved.moe);
+      if (mlp_) saved.dh_norm = mlp_->BackwardInput(model, saved.dy, saved.mlp);
+      return Tensor();
+    case 2: {
+      if (moe_) {
+        saved.dh_norm =
+            moe_->BackwardDispatch(model, batch, saved.drows, pass.scales.balance, saved.moe);
+        saved.drows = Tensor();
+      }
+      saved.dx =
+          RmsNormBackwardInput(context, saved.dh_norm, saved.h,
+                               model.parameters.value(post_attention_layernorm_), saved.h_rstd);
+      AddInPlace(context, saved.dx, saved.dy);
+      saved.dy = Tensor();
+      return Tensor();
+    }
+    default: {
+      const Tensor dh = std::move(saved.dx);
+      saved.dx = Tensor();
+      saved.dx_norm = mla_.BackwardInput(model, batch, dh, saved.mla);
+      const Tensor dx = RmsNormBackwardInput(
+          context, saved.dx_norm, saved.x, model.parameters.value(input_layernorm_), saved.x_rstd);
+      AddInPlace(context, dx, dh);
+      return dx;
+    }
+  }
 }
 
 void Block::BackwardWeight(const ModelContext& model, const Batch& batch, const PassOptions& pass,
@@ -157,17 +235,20 @@ void Block::BackwardWeight(const ModelContext& model, const Batch& batch, const 
                         model.parameters.grad(input_layernorm_));
   if (model.options.indexer_loss == IndexerLossKind::kSparse) {
     const Tensor loss_T = indexer_->SparseLossBackward(
-        model, batch, saved.ids_TK, saved.mla.target_TK, pass.scales.kl, saved.indexer);
+        model, batch, saved.ids_RK, saved.mla.target_RK, pass.scales.kl, saved.indexer);
     AddSum(context, loss_T, stats.kl_L.Rows(layer_, layer_ + 1));
   }
 }
 
 void Block::WarmUp(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                    StepStats& stats, Saved& saved) const {
-  const DenseTarget target{saved.mla.q_THQ, saved.mla.k_SHQ, saved.mla.core.lse_TH,
-                           model.config.softmax_scale()};
+  std::vector<DenseTarget> targets;
+  for (const Mla::Chunk& chunk : saved.mla.chunks) {
+    targets.push_back(
+        {chunk.q_THQ, saved.mla.k_THQ, chunk.core.lse_TH, model.config.softmax_scale()});
+  }
   const Tensor loss_T =
-      indexer_->DenseLossBackward(model, batch, target, pass.scales.kl, saved.indexer);
+      indexer_->DenseLossBackward(model, batch, targets, pass.scales.kl, saved.indexer);
   AddSum(model.context, loss_T, stats.kl_L.Rows(layer_, layer_ + 1));
 }
 
@@ -185,10 +266,10 @@ void Block::Measure(const ModelContext& model, const Batch& batch, const PassOpt
                     StepStats& stats, const Saved& saved) const {
   const SelectionQualityResult quality =
       MeasureSelection(model, batch, pass.sampled_rows, mla_, saved.mla, saved.indexer);
-  AddSum(model.context, quality.mass_R, stats.mass_L.Rows(layer_, layer_ + 1));
-  AddSum(model.context, quality.best_mass_R, stats.best_mass_L.Rows(layer_, layer_ + 1));
-  AddSum(model.context, quality.recall_R, stats.recall_L.Rows(layer_, layer_ + 1));
-  stats.sampled_rows_L.data<double>()[layer_] += static_cast<double>(quality.mass_R.num_elements());
+  AddSum(model.context, quality.mass_T, stats.mass_L.Rows(layer_, layer_ + 1));
+  AddSum(model.context, quality.best_mass_T, stats.best_mass_L.Rows(layer_, layer_ + 1));
+  AddSum(model.context, quality.recall_T, stats.recall_L.Rows(layer_, layer_ + 1));
+  stats.sampled_rows_L.data<double>()[layer_] += static_cast<double>(quality.mass_T.num_elements());
 }
 
 }  // namespace baleen

@@ -4,7 +4,7 @@
 // Cut in four phases (attention, dispatch, experts, combine), each with forward, input gradient and
 // weight gradient, so that one host thread can interleave two microbatches. The indexer's loss
 // lives here: in the dense warm-up it is formed right in the forward pass, in the sparse stage in
-// the weight phase of the backward.
+// the weight phase of the backward. All tensors are of the rank's own rows R (batch.h).
 #pragma once
 
 #include <optional>
@@ -20,18 +20,20 @@ class Block {
  public:
   // `layer` is the row of this block in StepStats; `prefix` e.g. "model.layers.3".
   Block(const ModelConfig& config, const std::string& prefix, int64_t layer, bool moe,
-        bool use_indexer, ParameterStore& store);
+        bool use_indexer, const Placement& placement, ParameterStore& store);
 
   struct Saved {
     Tensor x, x_rstd;  // block input
     Mla::Saved mla;
     Indexer::Saved indexer;
-    Tensor ids_TK;
+    Tensor ids_RK;
     Tensor h, h_rstd, h_norm;  // after attention
     Mlp::Saved mlp;
     Moe::Saved moe;
-    Tensor mlp_out;           // dense MLP or shared expert
+    Tensor mlp_out;           // dense MLP, or the experts' combined output
+    Tensor shared_out;        // between experts and combine
     Tensor dx_norm, dh_norm;  // gradients of the norms' outputs
+    Tensor dy, drows, dx;     // between the backward's phases
     bool complete = false;    // false after a full recompute dropped everything but x and ids
   };
 
@@ -42,6 +44,15 @@ class Block {
   void BackwardWeight(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                       StepStats& stats, Saved& saved) const;
 
+  // The same in steps 0 .. kPhases - 1 that leave room for another microbatch's between them.
+  // Forward: x is put into saved.x before, the last returns y. Backward: dy is put into saved.dy,
+  // the last returns dx; its steps are the mirror (combine first).
+  static constexpr int kPhases = 4;
+  Tensor ForwardPhase(int phase, const ModelContext& model, const Batch& batch,
+                      const PassOptions& pass, StepStats& stats, Saved& saved) const;
+  Tensor BackwardPhase(int phase, const ModelContext& model, const Batch& batch,
+                       const PassOptions& pass, Saved& saved) const;
+
   // The dense warm-up of this block's indexer and nothing behind it (the MTP module has no reader
   // of its output).
   void WarmIndexer(const ModelContext& model, const Batch& batch, const PassOptions& pass,
@@ -51,8 +62,14 @@ class Block {
   int64_t layer() const { return layer_; }
 
  private:
-  void ForwardAttention(const ModelContext& model, const Batch& batch, Saved& saved) const;
-  void ForwardMlp(const ModelContext& model, const Batch& batch, bool balance, Saved& saved) const;
+  // Attention, dispatch, experts, combine: what forward and recomputation share.
+  void Attend(const ModelContext& model, const Batch& batch, Saved& saved) const;
+  void Dispatch(const ModelContext& model, const Batch& batch, const PassOptions& pass,
+                Saved& saved) const;
+  void RunExperts(const ModelContext& model, Saved& saved) const;
+  void Combine(const ModelContext& model, Saved& saved) const;
+  void Recompute(const ModelContext& model, const Batch& batch, const PassOptions& pass,
+                 Saved& saved) const;
   void Normalise(const ModelContext& model, const Batch& batch, Saved& saved) const;
   void SelectKeys(const ModelContext& model, const Batch& batch, StepStats& stats,
                   Saved& saved) const;

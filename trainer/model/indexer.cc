@@ -8,6 +8,7 @@
 #include "kernels/ops/indexer_scores.h"
 #include "kernels/ops/layer_norm.h"
 #include "kernels/ops/matmul.h"
+#include "trainer/model/row_exchange.h"
 
 namespace baleen {
 namespace {
@@ -19,10 +20,13 @@ constexpr int64_t kFp8Group = 128;  // one scale per token and head
 }  // namespace
 
 Indexer::Indexer(const ModelConfig& config, const std::string& prefix, ParameterStore& store)
-    : heads_(config.index_n_heads), width_(config.index_head_dim), rope_(config.qk_rope_head_dim) {
-  const std::string indexer = prefix + ".self_attn.indexer.";
+    : label_(prefix + ".self_attn.indexer"),
+      heads_(config.index_n_heads),
+      width_(config.index_head_dim),
+      rope_(config.qk_rope_head_dim) {
   const auto declare = [&](const char* name, Shape shape) {
-    return store.Declare(indexer + name, std::move(shape), ParameterGroup::kIndexer);
+    return store.Declare(absl::StrCat(label_, ".", name), std::move(shape),
+                         ParameterGroup::kIndexer);
   };
   wq_b_ = declare("wq_b.weight", {heads_ * width_, config.q_lora_rank});
   wk_ = declare("wk.weight", {width_, config.hidden_size});
@@ -34,7 +38,7 @@ Indexer::Indexer(const ModelConfig& config, const std::string& prefix, Parameter
 // Rotation of the first columns, Hadamard and FP8 rounding of [T, n, J], in this order; x is
 // rotated in place.
 Tensor Indexer::Transform(const ModelContext& model, const Batch& batch, const Tensor& x) const {
-  ApplyRope(model.context, PerHead(x).Columns(0, rope_), batch.positions_T, model.rope,
+  ApplyRope(model.context, PerHead(x).Columns(0, rope_), batch.positions_R, model.rope,
             RopeLayout::kHalfSplit, RopeDirection::kForward);
   Tensor y = x;
   if (model.options.hadamard) y = HadamardTransform(model.context, y);
@@ -47,35 +51,40 @@ Tensor Indexer::Transform(const ModelContext& model, const Batch& batch, const T
 Tensor Indexer::TransformBackward(const ModelContext& model, const Batch& batch,
                                   const Tensor& dy) const {
   const Tensor dx = model.options.hadamard ? HadamardTransform(model.context, dy) : dy;
-  ApplyRope(model.context, PerHead(dx).Columns(0, rope_), batch.positions_T, model.rope,
+  ApplyRope(model.context, PerHead(dx).Columns(0, rope_), batch.positions_R, model.rope,
             RopeLayout::kHalfSplit, RopeDirection::kBackward);
   return dx;
 }
 
-void Indexer::Forward(const ModelContext& model, const Batch& batch, const Tensor& x,
-                      const Tensor& qr, Saved& saved) const {
+void Indexer::Forward(const ModelContext& model, const Batch& batch, const Tensor& x_RD,
+                      const Tensor& qr_R, Saved& saved) const {
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
-  const int64_t rows = x.dim(0);
-  saved.x = x;
-  saved.qr = qr;
-  saved.q_TIJ = Transform(
-      model, batch, Linear(context, qr, weights.value(wq_b_)).Reshaped({rows, heads_, width_}));
-  saved.k_pre = Linear(context, x, weights.value(wk_));
+  const int64_t rows = x_RD.dim(0);
+  saved.x_RD = x_RD;
+  saved.qr_R = qr_R;
+  saved.q_RIJ = Transform(
+      model, batch, Linear(context, qr_R, weights.value(wq_b_)).Reshaped({rows, heads_, width_}));
+  saved.k_pre = Linear(context, x_RD, weights.value(wk_));
   const LayerNormResult k_norm = LayerNorm(context, saved.k_pre, weights.value(k_norm_weight_),
                                            weights.value(k_norm_bias_), kLayerNormEps);
   saved.k_mean = k_norm.mean;
   saved.k_rstd = k_norm.rstd;
-  saved.k_SJ =
+  saved.k_RJ =
       Transform(model, batch, k_norm.y.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
-  saved.w_TI = Linear(context, x, weights.value(weights_proj_));
-  ScaleInPlace(context, saved.w_TI, model.config.index_scale());
+  saved.w_RI = Linear(context, x_RD, weights.value(weights_proj_));
+  ScaleInPlace(context, saved.w_RI, model.config.index_scale());
+  GatherIndexKeys(model, batch, saved);
+}
+
+void Indexer::GatherIndexKeys(const ModelContext& model, const Batch& batch, Saved& saved) const {
+  saved.k_TJ = GatherKeys(model, batch, label_ + " keys", saved.k_RJ);
 }
 
 TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
                            const Saved& saved) const {
   const Context& context = model.context;
-  const int64_t rows = saved.q_TIJ.dim(0);
+  const int64_t rows = saved.q_RIJ.dim(0);
   const int64_t topk = model.config.index_topk;
   TopkResult result;
   result.ids_TK = context.Empty(DType::kI32, {rows, topk});
@@ -84,10 +93,10 @@ TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
   result.nan_row_1.data<int32_t>()[0] = -1;
   for (int64_t begin = 0; begin < rows; begin += model.options.query_chunk) {
     const int64_t end = std::min(rows, begin + model.options.query_chunk);
-    const KeyWindows windows{batch.windows.begin_T.Rows(begin, end),
-                             batch.windows.end_T.Rows(begin, end)};
-    const Tensor scores = IndexerScores(context, saved.q_TIJ.Rows(begin, end), saved.k_SJ,
-                                        saved.w_TI.Rows(begin, end), windows);
+    const KeyWindows windows{batch.windows_R.begin_T.Rows(begin, end),
+                             batch.windows_R.end_T.Rows(begin, end)};
+    const Tensor scores = IndexerScores(context, saved.q_RIJ.Rows(begin, end), saved.k_TJ,
+                                        saved.w_RI.Rows(begin, end), windows);
     const TopkResult chunk = TopkSelect(context, scores, windows, topk);
     Copy(context, chunk.ids_TK, result.ids_TK.Rows(begin, end));
     Copy(context, chunk.ties_T, result.ties_T.Rows(begin, end));
@@ -99,43 +108,62 @@ TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
 }
 
 Tensor Indexer::SparseLossBackward(const ModelContext& model, const Batch& batch,
-                                   const Tensor& ids_TK, const Tensor& target_TK, double grad_scale,
-                                   const Saved& saved) const {
-  const Tensor dk = model.context.Zeros(saved.k_SJ.dtype(), saved.k_SJ.shape());
+                                   const Tensor& ids_RK, const Tensor& target_RK, double grad_scale,
+                                   Saved& saved) const {
+  if (saved.k_TJ.empty()) GatherIndexKeys(model, batch, saved);
+  const Tensor dk_TJ = model.context.Zeros(saved.k_TJ.dtype(), saved.k_TJ.shape());
   const double target_scale = 1.0 / static_cast<double>(model.config.num_attention_heads);
-  IndexerLossResult loss = SparseIndexerLoss(model.context, saved.q_TIJ, saved.k_SJ, saved.w_TI,
-                                             ids_TK, target_TK, target_scale, grad_scale, dk);
-  BackwardWeight(model, batch, loss, dk, saved);
+  const IndexerLossResult loss =
+      SparseIndexerLoss(model.context, saved.q_RIJ, saved.k_TJ, saved.w_RI, ids_RK, target_RK,
+                        target_scale, grad_scale, dk_TJ);
+  BackwardWeight(model, batch, loss, dk_TJ, saved);
   return loss.loss_T;
 }
 
 Tensor Indexer::DenseLossBackward(const ModelContext& model, const Batch& batch,
-                                  const DenseTarget& target, double grad_scale,
-                                  const Saved& saved) const {
-  const Tensor dk = model.context.Zeros(saved.k_SJ.dtype(), saved.k_SJ.shape());
-  IndexerLossResult loss =
-      DenseIndexerLoss(model.context, saved.q_TIJ, saved.k_SJ, saved.w_TI, target, batch.windows,
-                       grad_scale, model.options.key_tile, dk);
-  BackwardWeight(model, batch, loss, dk, saved);
+                                  const std::vector<DenseTarget>& targets, double grad_scale,
+                                  Saved& saved) const {
+  const Context& context = model.context;
+  const Tensor dk_TJ = context.Zeros(saved.k_TJ.dtype(), saved.k_TJ.shape());
+  IndexerLossResult loss{.loss_T = context.Empty(saved.w_RI.dtype(), {saved.w_RI.dim(0)}),
+                         .dq_TIJ = context.Empty(saved.q_RIJ.dtype(), saved.q_RIJ.shape()),
+                         .dw_TI = context.Empty(saved.w_RI.dtype(), saved.w_RI.shape())};
+  int64_t begin = 0;
+  for (const DenseTarget& target : targets) {
+    const int64_t end = begin + target.q_THQ.dim(0);
+    const KeyWindows windows{batch.windows_R.begin_T.Rows(begin, end),
+                             batch.windows_R.end_T.Rows(begin, end)};
+    const IndexerLossResult chunk = DenseIndexerLoss(
+        context, saved.q_RIJ.Rows(begin, end), saved.k_TJ, saved.w_RI.Rows(begin, end), target,
+        windows, grad_scale, model.options.key_tile, dk_TJ);
+    Copy(context, chunk.loss_T, loss.loss_T.Rows(begin, end));
+    Copy(context, chunk.dq_TIJ, loss.dq_TIJ.Rows(begin, end));
+    Copy(context, chunk.dw_TI, loss.dw_TI.Rows(begin, end));
+    begin = end;
+  }
+  CHECK_EQ(begin, saved.q_RIJ.dim(0));
+  BackwardWeight(model, batch, loss, dk_TJ, saved);
   return loss.loss_T;
 }
 
-void Indexer::BackwardWeight(const ModelContext& model, const Batch& batch, IndexerLossResult& loss,
-                             Tensor dk_SJ, const Saved& saved) const {
+void Indexer::BackwardWeight(const ModelContext& model, const Batch& batch,
+                             const IndexerLossResult& loss, const Tensor& dk_TJ,
+                             const Saved& saved) const {
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
-  const int64_t rows = saved.x.dim(0);
+  const int64_t rows = saved.x_RD.dim(0);
   ScaleInPlace(context, loss.dw_TI, model.config.index_scale());
-  LinearBackwardWeight(context, loss.dw_TI, saved.x, weights.grad(weights_proj_));
+  LinearBackwardWeight(context, loss.dw_TI, saved.x_RD, weights.grad(weights_proj_));
   const Tensor dq = TransformBackward(model, batch, loss.dq_TIJ).Reshaped({rows, heads_ * width_});
-  LinearBackwardWeight(context, dq, saved.qr, weights.grad(wq_b_));
+  LinearBackwardWeight(context, dq, saved.qr_R, weights.grad(wq_b_));
+  const Tensor dk_RJ = ReduceScatterKeys(model, batch, label_ + " key gradient", dk_TJ);
   const Tensor dk =
-      TransformBackward(model, batch, dk_SJ.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
+      TransformBackward(model, batch, dk_RJ.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
   LayerNormBackwardWeight(context, dk, saved.k_pre, saved.k_mean, saved.k_rstd,
                           weights.grad(k_norm_weight_), weights.grad(k_norm_bias_));
   const Tensor dk_pre = LayerNormBackwardInput(
       context, dk, saved.k_pre, weights.value(k_norm_weight_), saved.k_mean, saved.k_rstd);
-  LinearBackwardWeight(context, dk_pre, saved.x, weights.grad(wk_));
+  LinearBackwardWeight(context, dk_pre, saved.x_RD, weights.grad(wk_));
 }
 
 }  // namespace baleen

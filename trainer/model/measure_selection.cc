@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/core/random.h"
+#include "kernels/ops/elementwise.h"
 #include "kernels/ops/indexer_scores.h"
 #include "kernels/ops/permute.h"
 
@@ -27,14 +28,39 @@ Tensor PickRows(const Context& context, const Tensor& x, const Tensor& rows_R) {
   return GatherRows(context, x.Reshaped({x.dim(0), width}), rows_R).Reshaped(shape);
 }
 
+KeyWindows PickWindows(const Context& context, const KeyWindows& windows, const Tensor& rows) {
+  return {PickInts(context, windows.begin_T, rows), PickInts(context, windows.end_T, rows)};
+}
+
+struct SampledRows {
+  std::vector<int32_t> places_in_group;  // of the group's rows G, ascending
+  std::vector<int32_t> own_rows;         // of the own rows R: the same order
+  int64_t first_own = 0;                 // where the own ones begin in places_in_group
+};
+
+SampledRows FindSampledRows(const ModelContext& model, const Batch& batch, int64_t count) {
+  const std::vector<int32_t> sampled = SampleRows(batch.num_keys(), count);
+  SampledRows found;
+  const int64_t own_begin = model.axes.tp->rank() * batch.num_rows();
+  for (int64_t place = 0; place < batch.num_group_rows(); ++place) {
+    // A row sees the keys up to itself: the end of its window names it.
+    const int32_t row = batch.windows_G.end_T.data<int32_t>()[place] - 1;
+    if (!std::binary_search(sampled.begin(), sampled.end(), row)) continue;
+    const bool own = place >= own_begin && place < own_begin + batch.num_rows();
+    if (place < own_begin) ++found.first_own;
+    if (own) found.own_rows.push_back(static_cast<int32_t>(place - own_begin));
+    found.places_in_group.push_back(static_cast<int32_t>(place));
+  }
+  return found;
+}
+
 }  // namespace
 
-Tensor SampleRows(const Context& context, int64_t num_rows, int64_t count) {
+std::vector<int32_t> SampleRows(int64_t num_rows, int64_t count) {
   count = std::min(count, num_rows);
-  const Tensor rows = context.Empty(DType::kI32, {count});
-  for (int64_t i = 0; i < count; ++i) {
-    rows.data<int32_t>()[i] = static_cast<int32_t>((i + 1) * num_rows / count - 1);
-  }
+  std::vector<int32_t> rows;
+  for (int64_t n = 0; n < count; ++n)
+    rows.push_back(static_cast<int32_t>((n + 1) * num_rows / count - 1));
   return rows;
 }
 
@@ -42,19 +68,25 @@ SelectionQualityResult MeasureSelection(const ModelContext& model, const Batch& 
                                         int64_t count, const Mla& mla, const Mla::Saved& latents,
                                         const Indexer::Saved& index) {
   const Context& context = model.context;
-  const Tensor rows = SampleRows(context, batch.num_rows(), count);
-  const KeyWindows windows{PickInts(context, batch.windows.begin_T, rows),
-                           PickInts(context, batch.windows.end_T, rows)};
-  const Tensor scores = IndexerScores(context, PickRows(context, index.q_TIJ, rows), index.k_SJ,
-                                      PickRows(context, index.w_TI, rows), windows);
+  const SampledRows sampled = FindSampledRows(model, batch, count);
+  // The target of the group's sampled rows, its heads spread over the group.
+  const Tensor places = IntTensor(context, sampled.places_in_group);
+  const KeyWindows group_windows = PickWindows(context, batch.windows_G, places);
+  const Mla::DenseRows dense = mla.MakeDenseRows(model, batch, places, group_windows, latents);
+  const Tensor p_ST = DenseTargetProbabilities(
+      context, {dense.q_SHQ, dense.k_THQ, dense.lse_SH, model.config.softmax_scale()},
+      group_windows);
+  model.axes.tp->AllReduce("measured target", p_ST);
+  ScaleInPlace(context, p_ST, 1.0 / model.axes.tp->size());
+
+  const Tensor own = IntTensor(context, sampled.own_rows);
+  const KeyWindows windows = PickWindows(context, batch.windows_R, own);
+  const Tensor scores = IndexerScores(context, PickRows(context, index.q_RIJ, own), index.k_TJ,
+                                      PickRows(context, index.w_RI, own), windows);
   const TopkResult selected = TopkSelect(context, scores, windows, model.config.index_topk);
-  const Mla::DenseRows dense = mla.MakeDenseRows(model, batch, rows, windows, latents);
-  const DenseTarget target{dense.q_RHQ, dense.k_SHQ, dense.lse_RH, model.config.softmax_scale()};
-  // Rows of the picked tensors: 0 .. R-1.
-  const Tensor all = context.Empty(DType::kI32, rows.shape());
-  for (int64_t r = 0; r < rows.num_elements(); ++r)
-    all.data<int32_t>()[r] = static_cast<int32_t>(r);
-  return SelectionQuality(context, all, selected.ids_TK, target, windows);
+  const int64_t first = sampled.first_own;
+  return SelectionQuality(context, p_ST.Rows(first, first + own.num_elements()), selected.ids_TK,
+                          windows);
 }
 
 Tensor SelectWithoutIndexer(const ModelContext& model, const Batch& batch, int64_t layer) {
@@ -63,15 +95,16 @@ Tensor SelectWithoutIndexer(const ModelContext& model, const Batch& batch, int64
   const RandomStream random(static_cast<uint64_t>(layer), NameStream("selection control"));
   std::vector<int32_t> keys;
   for (int64_t t = 0; t < rows; ++t) {
-    const int32_t begin = batch.windows.begin_T.data<int32_t>()[t];
-    const int32_t end = batch.windows.end_T.data<int32_t>()[t];
+    const int32_t begin = batch.windows_R.begin_T.data<int32_t>()[t];
+    const int32_t end = batch.windows_R.end_T.data<int32_t>()[t];
     keys.resize(end - begin);
     std::iota(keys.begin(), keys.end(), begin);
     const int64_t count = std::min<int64_t>(topk, end - begin);
     if (model.options.selection == SelectionKind::kRandom) {
       for (int64_t i = 0; i < count; ++i) {  // the first `count` of a Fisher-Yates shuffle
         const auto left = static_cast<uint64_t>(end - begin - i);
-        std::swap(keys[i], keys[i + random.Integer(t * topk + i) % left]);
+        std::swap(keys[i],
+                  keys[i + random.Integer(batch.row_R.data<int32_t>()[t] * topk + i) % left]);
       }
     } else {
       std::rotate(keys.begin(), keys.end() - count, keys.end());

@@ -11,10 +11,11 @@
 
 namespace baleen {
 
-// `count` rows spread evenly over the microbatch, the last row among them; fewer when there are
-// fewer rows.
-Tensor SampleRows(const Context& context, int64_t num_rows, int64_t count);
+// Rows spread evenly over the microbatch, the last row among them, the same on every layout: the
+// n-th of `count` is (n + 1) * num_rows / count - 1. Fewer when there are fewer rows.
+std::vector<int32_t> SampleRows(int64_t num_rows, int64_t count);
 
+// Results are of the sampled rows that this rank holds (none: empty tensors).
 SelectionQualityResult MeasureSelection(const ModelContext& model, const Batch& batch,
                                         int64_t count, const Mla& mla, const Mla::Saved& latents,
                                         const Indexer::Saved& index);

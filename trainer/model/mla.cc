@@ -1,34 +1,45 @@
 #include "trainer/model/mla.h"
 
+#include <algorithm>
+
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/permute.h"
 #include "kernels/ops/strided.h"
+#include "trainer/model/row_exchange.h"
 
 namespace baleen {
 
-struct Mla::CoreGradients {
-  Tensor dq_THQ;  // of the rotated q
-  Tensor dkv_TC;  // of [c | rotated k_rope]
+struct Mla::KeyGradients {
+  Tensor dk_THQ, dv_THV;  // dense and masked form
+  Tensor dkv_TC;          // sparse form: of [c | rotated k_rope]
 };
 
-Mla::Mla(const ModelConfig& config, const std::string& prefix, ParameterStore& store)
-    : heads_(config.num_attention_heads),
+Mla::Mla(const ModelConfig& config, const std::string& prefix, const Placement& placement,
+         ParameterStore& store)
+    : label_(prefix + ".self_attn"),
+      heads_(config.num_attention_heads / placement.tp_size),
       nope_(config.qk_nope_head_dim),
       rope_(config.qk_rope_head_dim),
       value_(config.v_head_dim),
       latent_(config.kv_lora_rank) {
-  const std::string attention = prefix + ".self_attn.";
-  const auto declare = [&](const char* name, Shape shape) {
-    return store.Declare(attention + name + ".weight", std::move(shape), ParameterGroup::kMain);
+  const auto name = [&](const char* part) { return absl::StrCat(label_, ".", part, ".weight"); };
+  const auto whole = [&](const char* part, Shape shape) {
+    return store.Declare(name(part), std::move(shape), ParameterGroup::kMain);
   };
-  q_a_proj_ = declare("q_a_proj", {config.q_lora_rank, config.hidden_size});
-  q_a_layernorm_ = declare("q_a_layernorm", {config.q_lora_rank});
-  q_b_proj_ = declare("q_b_proj", {heads_ * (nope_ + rope_), config.q_lora_rank});
-  kv_a_proj_ = declare("kv_a_proj_with_mqa", {latent_ + rope_, config.hidden_size});
-  kv_a_layernorm_ = declare("kv_a_layernorm", {latent_});
-  kv_b_proj_ = declare("kv_b_proj", {heads_ * (nope_ + value_), latent_});
-  o_proj_ = declare("o_proj", {config.hidden_size, heads_ * value_});
+  // Heads are cut over tp: rows of the up-projections, columns of the output projection.
+  const auto cut = [&](const char* part, Shape shape, int dim) {
+    return store.DeclareShard(name(part), std::move(shape), dim, placement.tp_rank,
+                              placement.tp_size, ParameterGroup::kTensor);
+  };
+  const int64_t heads = config.num_attention_heads;
+  q_a_proj_ = whole("q_a_proj", {config.q_lora_rank, config.hidden_size});
+  q_a_layernorm_ = whole("q_a_layernorm", {config.q_lora_rank});
+  q_b_proj_ = cut("q_b_proj", {heads * (nope_ + rope_), config.q_lora_rank}, 0);
+  kv_a_proj_ = whole("kv_a_proj_with_mqa", {latent_ + rope_, config.hidden_size});
+  kv_a_layernorm_ = whole("kv_a_layernorm", {latent_});
+  kv_b_proj_ = cut("kv_b_proj", {heads * (nope_ + value_), latent_}, 0);
+  o_proj_ = cut("o_proj", {config.hidden_size, heads * value_}, 1);
 }
 
 MatrixView Mla::UpKey(const Tensor& kv_b) const {
@@ -39,208 +50,301 @@ MatrixView Mla::UpValue(const Tensor& kv_b) const {
   return AsBatch(kv_b.Reshaped({heads_, nope_ + value_, latent_})).RowRange(nope_, nope_ + value_);
 }
 
-void Mla::Project(const ModelContext& model, const Batch& batch, const Tensor& x,
+// ---- Forward -----------------------------------------------------------------------------------
+
+void Mla::Project(const ModelContext& model, const Batch& batch, const Tensor& x_RD,
                   Saved& saved) const {
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
   const double eps = model.config.rms_norm_eps;
-  saved.x = x;
-  saved.q_a = Linear(context, x, weights.value(q_a_proj_));
+  saved.x_RD = x_RD;
+  saved.q_a = Linear(context, x_RD, weights.value(q_a_proj_));
   const RmsNormResult q_norm = RmsNorm(context, saved.q_a, weights.value(q_a_layernorm_), eps);
-  saved.qr = q_norm.y;
+  saved.qr_R = q_norm.y;
   saved.q_a_rstd = q_norm.rstd;
-  saved.kv_a = Linear(context, x, weights.value(kv_a_proj_));
+  saved.kv_a = Linear(context, x_RD, weights.value(kv_a_proj_));
   const RmsNormResult kv_norm = RmsNorm(context, SliceColumns(context, saved.kv_a, 0, latent_),
                                         weights.value(kv_a_layernorm_), eps);
-  saved.c = kv_norm.y;
+  saved.c_R = kv_norm.y;
   saved.latent_rstd = kv_norm.rstd;
-  saved.k_rope_TR = SliceColumns(context, saved.kv_a, latent_, rope_);
-  ApplyRope(context, AsMatrix(saved.k_rope_TR), batch.positions_T, model.rope,
+  saved.k_rope_R = SliceColumns(context, saved.kv_a, latent_, rope_);
+  ApplyRope(context, AsMatrix(saved.k_rope_R), batch.positions_R, model.rope,
             RopeLayout::kInterleaved, RopeDirection::kForward);
 }
 
+// What the rank's heads need of other ranks' rows: the queries of the group, the keys of all.
+void Mla::GatherLatents(const ModelContext& model, const Batch& batch, Saved& saved) const {
+  const Context& context = model.context;
+  saved.qr_G = GatherGroup(model, label_ + " q latents", saved.qr_R);
+  if (!saved.ids_RK.empty()) {
+    saved.ids_GK = GatherGroup(model, label_ + " selected ids", saved.ids_RK);
+  }
+  saved.kv_TC = GatherKeys(model, batch, label_ + " key latents",
+                           ConcatColumns(context, saved.c_R, saved.k_rope_R));
+  if (model.options.attention == AttentionForm::kSparse) return;
+  saved.c_T = SliceColumns(context, saved.kv_TC, 0, latent_);
+  saved.k_rope_T = SliceColumns(context, saved.kv_TC, latent_, rope_);
+  saved.kv_TC = Tensor();
+  ExpandKeys(model, saved.c_T, saved.k_rope_T, saved.k_THQ, saved.v_THV);
+}
+
 Tensor Mla::RotatedQuery(const ModelContext& model, const Tensor& qr,
-                         const Tensor& positions_T) const {
+                         const Tensor& positions) const {
   const Tensor q_THQ = Linear(model.context, qr, model.parameters.value(q_b_proj_))
                            .Reshaped({qr.dim(0), heads_, nope_ + rope_});
-  ApplyRope(model.context, PerHead(q_THQ).Columns(nope_, rope_), positions_T, model.rope,
+  ApplyRope(model.context, PerHead(q_THQ).Columns(nope_, rope_), positions, model.rope,
             RopeLayout::kInterleaved, RopeDirection::kForward);
   return q_THQ;
 }
 
-// Keys and values of every head from the latent rows.
-void Mla::ExpandKeys(const ModelContext& model, const Tensor& c, const Tensor& k_rope_TR,
-                     Tensor& k_SHQ, Tensor& v_SHV) const {
+// Keys and values of the rank's heads from the latent rows.
+void Mla::ExpandKeys(const ModelContext& model, const Tensor& c_T, const Tensor& k_rope_T,
+                     Tensor& k_THQ, Tensor& v_THV) const {
   const Context& context = model.context;
-  const int64_t rows = c.dim(0);
-  const Tensor kv = Linear(context, c, model.parameters.value(kv_b_proj_))
+  const int64_t rows = c_T.dim(0);
+  const Tensor kv = Linear(context, c_T, model.parameters.value(kv_b_proj_))
                         .Reshaped({rows, heads_, nope_ + value_});
-  k_SHQ = context.Empty(c.dtype(), {rows, heads_, nope_ + rope_});
-  v_SHV = context.Empty(c.dtype(), {rows, heads_, value_});
-  CopyView(context, PerHead(kv).Columns(0, nope_), PerHead(k_SHQ).Columns(0, nope_));
-  CopyView(context, AsMatrix(k_rope_TR), PerHead(k_SHQ).Columns(nope_, rope_));
-  CopyView(context, PerHead(kv).Columns(nope_, value_), PerHead(v_SHV));
+  k_THQ = context.Empty(c_T.dtype(), {rows, heads_, nope_ + rope_});
+  v_THV = context.Empty(c_T.dtype(), {rows, heads_, value_});
+  CopyView(context, PerHead(kv).Columns(0, nope_), PerHead(k_THQ).Columns(0, nope_));
+  CopyView(context, AsMatrix(k_rope_T), PerHead(k_THQ).Columns(nope_, rope_));
+  CopyView(context, PerHead(kv).Columns(nope_, value_), PerHead(v_THV));
 }
 
-// From the latents to what the core multiplies: q of all heads, then k and v, or the absorbed q and
-// the latent rows.
-void Mla::Expand(const ModelContext& model, const Batch& batch, Saved& saved) const {
+// q of the rank's heads for a chunk of rows; in the sparse form absorbed, q~ = [W_UK^T q_nope |
+// rope].
+void Mla::ExpandQuery(const ModelContext& model, const Batch& batch, const Saved& saved,
+                      Chunk& chunk) const {
   const Context& context = model.context;
-  saved.q_THQ = RotatedQuery(model, saved.qr, batch.positions_T);
-  if (model.options.attention != AttentionForm::kSparse) {
-    ExpandKeys(model, saved.c, saved.k_rope_TR, saved.k_SHQ, saved.v_SHV);
-    return;
-  }
-  saved.q_absorbed_THC =
-      context.Empty(saved.qr.dtype(), {saved.qr.dim(0), heads_, latent_ + rope_});
-  Matmul(context, PerHead(saved.q_THQ).Columns(0, nope_), Transpose::kNo,
+  chunk.q_THQ = RotatedQuery(model, saved.qr_G.Rows(chunk.begin, chunk.end),
+                             batch.positions_G.Rows(chunk.begin, chunk.end));
+  if (model.options.attention != AttentionForm::kSparse) return;
+  chunk.q_absorbed_THC =
+      context.Empty(saved.qr_G.dtype(), {chunk.end - chunk.begin, heads_, latent_ + rope_});
+  Matmul(context, PerHead(chunk.q_THQ).Columns(0, nope_), Transpose::kNo,
          UpKey(model.parameters.value(kv_b_proj_)), Transpose::kNo,
-         PerHead(saved.q_absorbed_THC).Columns(0, latent_));
-  CopyView(context, PerHead(saved.q_THQ).Columns(nope_, rope_),
-           PerHead(saved.q_absorbed_THC).Columns(latent_, rope_));
-  saved.kv_SC = ConcatColumns(context, saved.c, saved.k_rope_TR);
+         PerHead(chunk.q_absorbed_THC).Columns(0, latent_));
+  CopyView(context, PerHead(chunk.q_THQ).Columns(nope_, rope_),
+           PerHead(chunk.q_absorbed_THC).Columns(latent_, rope_));
 }
 
-Mla::DenseRows Mla::MakeDenseRows(const ModelContext& model, const Batch& batch,
-                                  const Tensor& rows_R, const KeyWindows& windows_R,
-                                  const Saved& saved) const {
-  const Context& context = model.context;
-  const Tensor positions_R = context.Empty(DType::kI32, rows_R.shape());
-  for (int64_t r = 0; r < rows_R.num_elements(); ++r) {
-    positions_R.data<int32_t>()[r] = batch.positions_T.data<int32_t>()[rows_R.data<int32_t>()[r]];
-  }
-  DenseRows dense;
-  dense.q_RHQ = RotatedQuery(model, GatherRows(context, saved.qr, rows_R), positions_R);
-  Tensor v_SHV;
-  ExpandKeys(model, saved.c, saved.k_rope_TR, dense.k_SHQ, v_SHV);
-  dense.lse_RH =
-      Attention(context, dense.q_RHQ, dense.k_SHQ, v_SHV, windows_R, model.config.softmax_scale())
-          .lse_TH;
-  return dense;
+namespace {
+
+KeyWindows WindowsOf(const KeyWindows& windows, int64_t begin, int64_t end) {
+  return {windows.begin_T.Rows(begin, end), windows.end_T.Rows(begin, end)};
 }
 
-void Mla::RunCore(const ModelContext& model, const Batch& batch, Saved& saved) const {
+}  // namespace
+
+void Mla::RunChunk(const ModelContext& model, const Batch& batch, Saved& saved,
+                   Chunk& chunk) const {
   const Context& context = model.context;
   const double scale = model.config.softmax_scale();
-  Expand(model, batch, saved);
+  ExpandQuery(model, batch, saved, chunk);
+  const Tensor o = saved.o_GHV.Rows(chunk.begin, chunk.end);
   switch (model.options.attention) {
     case AttentionForm::kDense:
-      saved.core = Attention(context, saved.q_THQ, saved.k_SHQ, saved.v_SHV, batch.windows, scale);
+      chunk.core = Attention(context, chunk.q_THQ, saved.k_THQ, saved.v_THV,
+                             WindowsOf(batch.windows_G, chunk.begin, chunk.end), scale);
       break;
     case AttentionForm::kMaskedDense:
-      saved.core =
-          MaskedAttention(context, saved.q_THQ, saved.k_SHQ, saved.v_SHV, saved.ids_TK, scale);
+      chunk.core = MaskedAttention(context, chunk.q_THQ, saved.k_THQ, saved.v_THV,
+                                   saved.ids_GK.Rows(chunk.begin, chunk.end), scale);
       break;
     case AttentionForm::kSparse: {
       const SparseAttentionResult result =
-          SparseAttention(context, saved.q_absorbed_THC, saved.kv_SC, saved.ids_TK, latent_, scale);
-      saved.core = {result.o_THV, result.lse_TH};
-      saved.o_THV = context.Empty(saved.qr.dtype(), {saved.qr.dim(0), heads_, value_});
-      Matmul(context, PerHead(saved.core.o_THV), Transpose::kNo,
-             UpValue(model.parameters.value(kv_b_proj_)), Transpose::kYes, PerHead(saved.o_THV));
+          SparseAttention(context, chunk.q_absorbed_THC, saved.kv_TC,
+                          saved.ids_GK.Rows(chunk.begin, chunk.end), latent_, scale);
+      chunk.core = {result.o_THV, result.lse_TH};
+      Matmul(context, PerHead(chunk.core.o_THV), Transpose::kNo,
+             UpValue(model.parameters.value(kv_b_proj_)), Transpose::kYes, PerHead(o));
       return;
     }
   }
-  saved.o_THV = saved.core.o_THV;
+  Copy(context, chunk.core.o_THV, o);
+  chunk.core.o_THV = o;
 }
 
-Tensor Mla::Attend(const ModelContext& model, const Batch& batch, const Tensor& ids_TK,
+void Mla::RunCore(const ModelContext& model, const Batch& batch, Saved& saved) const {
+  GatherLatents(model, batch, saved);
+  const int64_t rows = saved.qr_G.dim(0);
+  const int64_t step = model.options.attention_chunk;
+  saved.o_GHV = model.context.Empty(saved.qr_G.dtype(), {rows, heads_, value_});
+  saved.chunks.clear();
+  for (int64_t begin = 0; begin < rows; begin += step) {
+    Chunk chunk;
+    chunk.begin = begin;
+    chunk.end = std::min(rows, begin + step);
+    RunChunk(model, batch, saved, chunk);
+    // With several chunks the expanded queries of one are what lives at a time; the warm-up's
+    // target needs them all.
+    if (rows > step && model.options.indexer_loss != IndexerLossKind::kDense) DropQuery(chunk);
+    saved.chunks.push_back(std::move(chunk));
+  }
+}
+
+Tensor Mla::Attend(const ModelContext& model, const Batch& batch, const Tensor& ids_RK,
                    Saved& saved) const {
-  saved.ids_TK = ids_TK;
+  saved.ids_RK = ids_RK;
   RunCore(model, batch, saved);
-  const int64_t rows = saved.qr.dim(0);
-  return Linear(model.context, saved.o_THV.Reshaped({rows, heads_ * value_}),
-                model.parameters.value(o_proj_));
+  const Tensor out_GD =
+      Linear(model.context, saved.o_GHV.Reshaped({saved.o_GHV.dim(0), heads_ * value_}),
+             model.parameters.value(o_proj_));
+  return ReduceScatterGroup(model, label_ + " output", out_GD);
 }
 
 void Mla::AttendForTarget(const ModelContext& model, const Batch& batch, Saved& saved) const {
   RunCore(model, batch, saved);
 }
 
+void Mla::DropQuery(Chunk& chunk) { chunk.q_THQ = chunk.q_absorbed_THC = Tensor(); }
+
 void Mla::DropExpanded(Saved& saved) const {
-  saved.q_THQ = saved.k_SHQ = saved.v_SHV = saved.q_absorbed_THC = saved.kv_SC = Tensor();
+  saved.qr_G = saved.ids_GK = saved.c_T = saved.k_rope_T = saved.kv_TC = Tensor();
+  saved.k_THQ = saved.v_THV = Tensor();
+  for (Chunk& chunk : saved.chunks) DropQuery(chunk);
 }
 
-Mla::CoreGradients Mla::BackwardDense(const ModelContext& model, const Batch& batch,
-                                      Saved& saved) const {
+Mla::DenseRows Mla::MakeDenseRows(const ModelContext& model, const Batch& batch,
+                                  const Tensor& rows_S, const KeyWindows& windows_S,
+                                  const Saved& saved) const {
+  const Context& context = model.context;
+  const Tensor positions_S = context.Empty(DType::kI32, rows_S.shape());
+  for (int64_t r = 0; r < rows_S.num_elements(); ++r) {
+    positions_S.data<int32_t>()[r] = batch.positions_G.data<int32_t>()[rows_S.data<int32_t>()[r]];
+  }
+  const Tensor qr_G = GatherGroup(model, label_ + " measured q latents", saved.qr_R);
+  const Tensor kv_TC = GatherKeys(model, batch, label_ + " measured key latents",
+                                  ConcatColumns(context, saved.c_R, saved.k_rope_R));
+  DenseRows dense;
+  dense.q_SHQ = RotatedQuery(model, GatherRows(context, qr_G, rows_S), positions_S);
+  Tensor v_THV;
+  ExpandKeys(model, SliceColumns(context, kv_TC, 0, latent_),
+             SliceColumns(context, kv_TC, latent_, rope_), dense.k_THQ, v_THV);
+  dense.lse_SH =
+      Attention(context, dense.q_SHQ, dense.k_THQ, v_THV, windows_S, model.config.softmax_scale())
+          .lse_TH;
+  return dense;
+}
+
+// ---- Backward ----------------------------------------------------------------------------------
+
+void Mla::BackwardDenseCore(const ModelContext& model, const Batch& batch, Saved& saved,
+                            Chunk& chunk, const Tensor& target_TK, KeyGradients& keys) const {
   const Context& context = model.context;
   const double scale = model.config.softmax_scale();
-  const int64_t rows = saved.qr.dim(0);
-  const DType dtype = saved.qr.dtype();
-  const Tensor dk = context.Zeros(dtype, saved.k_SHQ.shape());
-  const Tensor dv = context.Zeros(dtype, saved.v_SHV.shape());
-  CoreGradients gradients;
   if (model.options.attention == AttentionForm::kDense) {
-    gradients.dq_THQ = AttentionBackward(context, saved.do_THV, saved.q_THQ, saved.k_SHQ,
-                                         saved.v_SHV, saved.core, batch.windows, scale, dk, dv);
-  } else {
-    saved.target_TK = context.Empty(dtype, saved.ids_TK.shape());
-    gradients.dq_THQ =
-        MaskedAttentionBackward(context, saved.do_THV, saved.q_THQ, saved.k_SHQ, saved.v_SHV,
-                                saved.core, saved.ids_TK, scale, dk, dv, saved.target_TK);
+    chunk.dq_THQ = AttentionBackward(context, chunk.do_THV, chunk.q_THQ, saved.k_THQ, saved.v_THV,
+                                     chunk.core, WindowsOf(batch.windows_G, chunk.begin, chunk.end),
+                                     scale, keys.dk_THQ, keys.dv_THV);
+    return;
   }
+  chunk.dq_THQ = MaskedAttentionBackward(
+      context, chunk.do_THV, chunk.q_THQ, saved.k_THQ, saved.v_THV, chunk.core,
+      saved.ids_GK.Rows(chunk.begin, chunk.end), scale, keys.dk_THQ, keys.dv_THV, target_TK);
+}
+
+void Mla::BackwardAbsorbedCore(const ModelContext& model, Saved& saved, Chunk& chunk,
+                               const Tensor& target_TK, KeyGradients& keys) const {
+  const Context& context = model.context;
+  const Tensor& kv_b = model.parameters.value(kv_b_proj_);
+  const int64_t rows = chunk.end - chunk.begin;
+  const DType dtype = saved.qr_G.dtype();
+  const Tensor do_absorbed = context.Empty(dtype, {rows, heads_, latent_});
+  Matmul(context, PerHead(chunk.do_THV), Transpose::kNo, UpValue(kv_b), Transpose::kNo,
+         PerHead(do_absorbed));
+  chunk.dq_absorbed_THC = SparseAttentionBackward(
+      context, do_absorbed, chunk.q_absorbed_THC, saved.kv_TC,
+      {chunk.core.o_THV, chunk.core.lse_TH}, saved.ids_GK.Rows(chunk.begin, chunk.end),
+      model.config.softmax_scale(), keys.dkv_TC, target_TK);
+  chunk.dq_THQ = context.Empty(dtype, {rows, heads_, nope_ + rope_});
+  Matmul(context, PerHead(chunk.dq_absorbed_THC).Columns(0, latent_), Transpose::kNo, UpKey(kv_b),
+         Transpose::kYes, PerHead(chunk.dq_THQ).Columns(0, nope_));
+  CopyView(context, PerHead(chunk.dq_absorbed_THC).Columns(latent_, rope_),
+           PerHead(chunk.dq_THQ).Columns(nope_, rope_));
+}
+
+void Mla::BackwardChunk(const ModelContext& model, const Batch& batch, Saved& saved, Chunk& chunk,
+                        const Tensor& target_TK, KeyGradients& keys) const {
+  const Context& context = model.context;
+  chunk.do_THV = LinearBackwardInput(context, saved.dout_GD.Rows(chunk.begin, chunk.end),
+                                     model.parameters.value(o_proj_))
+                     .Reshaped({chunk.end - chunk.begin, heads_, value_});
+  if (chunk.q_THQ.empty()) ExpandQuery(model, batch, saved, chunk);
+  if (model.options.attention == AttentionForm::kSparse) {
+    BackwardAbsorbedCore(model, saved, chunk, target_TK, keys);
+  } else {
+    BackwardDenseCore(model, batch, saved, chunk, target_TK, keys);
+  }
+  ApplyRope(context, PerHead(chunk.dq_THQ).Columns(nope_, rope_),
+            batch.positions_G.Rows(chunk.begin, chunk.end), model.rope, RopeLayout::kInterleaved,
+            RopeDirection::kBackward);
+}
+
+// The gradient of [c | rotated k_rope] of all keys, a partial sum over the rank's heads and rows.
+Tensor Mla::JoinKeyGradients(const ModelContext& model, const KeyGradients& keys,
+                             Saved& saved) const {
+  if (model.options.attention == AttentionForm::kSparse) return keys.dkv_TC;
   // Back through k = [k_nope | k_rope of all heads] and [k_nope | v] = W_kvb c.
+  const Context& context = model.context;
+  const int64_t rows = keys.dk_THQ.dim(0);
+  const DType dtype = keys.dk_THQ.dtype();
   saved.dkv_b_out = context.Empty(dtype, {rows, heads_, nope_ + value_});
-  CopyView(context, PerHead(dk).Columns(0, nope_), PerHead(saved.dkv_b_out).Columns(0, nope_));
-  CopyView(context, PerHead(dv), PerHead(saved.dkv_b_out).Columns(nope_, value_));
+  CopyView(context, PerHead(keys.dk_THQ).Columns(0, nope_),
+           PerHead(saved.dkv_b_out).Columns(0, nope_));
+  CopyView(context, PerHead(keys.dv_THV), PerHead(saved.dkv_b_out).Columns(nope_, value_));
   saved.dkv_b_out = saved.dkv_b_out.Reshaped({rows, heads_ * (nope_ + value_)});
   const Tensor dc =
       LinearBackwardInput(context, saved.dkv_b_out, model.parameters.value(kv_b_proj_));
   const Tensor dk_rope = context.Zeros(dtype, {rows, rope_});
-  AddBatchSum(context, PerHead(dk).Columns(nope_, rope_), AsMatrix(dk_rope));
-  gradients.dkv_TC = ConcatColumns(context, dc, dk_rope);
-  return gradients;
+  AddBatchSum(context, PerHead(keys.dk_THQ).Columns(nope_, rope_), AsMatrix(dk_rope));
+  return ConcatColumns(context, dc, dk_rope);
 }
 
-Mla::CoreGradients Mla::BackwardAbsorbed(const ModelContext& model, Saved& saved) const {
-  const Context& context = model.context;
-  const Tensor& kv_b = model.parameters.value(kv_b_proj_);
-  const int64_t rows = saved.qr.dim(0);
-  const DType dtype = saved.qr.dtype();
-  const Tensor do_absorbed = context.Empty(dtype, {rows, heads_, latent_});
-  Matmul(context, PerHead(saved.do_THV), Transpose::kNo, UpValue(kv_b), Transpose::kNo,
-         PerHead(do_absorbed));
-  CoreGradients gradients;
-  gradients.dkv_TC = context.Zeros(dtype, saved.kv_SC.shape());
-  saved.target_TK = context.Empty(dtype, saved.ids_TK.shape());
-  saved.dq_absorbed_THC =
-      SparseAttentionBackward(context, do_absorbed, saved.q_absorbed_THC, saved.kv_SC,
-                              {saved.core.o_THV, saved.core.lse_TH}, saved.ids_TK,
-                              model.config.softmax_scale(), gradients.dkv_TC, saved.target_TK);
-  gradients.dq_THQ = context.Empty(dtype, {rows, heads_, nope_ + rope_});
-  Matmul(context, PerHead(saved.dq_absorbed_THC).Columns(0, latent_), Transpose::kNo, UpKey(kv_b),
-         Transpose::kYes, PerHead(gradients.dq_THQ).Columns(0, nope_));
-  CopyView(context, PerHead(saved.dq_absorbed_THC).Columns(latent_, rope_),
-           PerHead(gradients.dq_THQ).Columns(nope_, rope_));
-  return gradients;
-}
-
-Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const Tensor& dout,
+Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const Tensor& dout_RD,
                           Saved& saved) const {
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
-  const int64_t rows = saved.qr.dim(0);
-  saved.dout = dout;
-  saved.do_THV =
-      LinearBackwardInput(context, dout, weights.value(o_proj_)).Reshaped({rows, heads_, value_});
-  if (saved.q_THQ.empty()) Expand(model, batch, saved);
-  const CoreGradients core = model.options.attention == AttentionForm::kSparse
-                                 ? BackwardAbsorbed(model, saved)
-                                 : BackwardDense(model, batch, saved);
+  saved.dout_GD = GatherGroup(model, label_ + " output gradient", dout_RD);
+  if (saved.qr_G.empty()) GatherLatents(model, batch, saved);
+  const DType dtype = saved.qr_G.dtype();
+  KeyGradients keys;
+  if (model.options.attention == AttentionForm::kSparse) {
+    keys.dkv_TC = context.Zeros(dtype, saved.kv_TC.shape());
+  } else {
+    keys.dk_THQ = context.Zeros(dtype, saved.k_THQ.shape());
+    keys.dv_THV = context.Zeros(dtype, saved.v_THV.shape());
+  }
+  const bool selected = model.options.attention != AttentionForm::kDense;
+  const Tensor target_GK = selected ? context.Empty(dtype, saved.ids_GK.shape()) : Tensor();
+  const Tensor dqr_G = context.Empty(dtype, saved.qr_G.shape());
+  for (Chunk& chunk : saved.chunks) {
+    BackwardChunk(model, batch, saved, chunk,
+                  selected ? target_GK.Rows(chunk.begin, chunk.end) : Tensor(), keys);
+    Copy(context,
+         LinearBackwardInput(
+             context, chunk.dq_THQ.Reshaped({chunk.end - chunk.begin, heads_ * (nope_ + rope_)}),
+             weights.value(q_b_proj_)),
+         dqr_G.Rows(chunk.begin, chunk.end));
+    if (saved.chunks.size() == 1) continue;
+    // One chunk's expanded tensors at a time: its weight gradients are formed while they live.
+    ChunkWeights(model, saved, chunk);
+    chunk = Chunk{.begin = chunk.begin, .end = chunk.end};
+  }
+  if (selected) saved.target_RK = ReduceScatterGroup(model, label_ + " target", target_GK);
   // q = rope(W_qb norm(W_qa x)).
-  ApplyRope(context, PerHead(core.dq_THQ).Columns(nope_, rope_), batch.positions_T, model.rope,
-            RopeLayout::kInterleaved, RopeDirection::kBackward);
-  saved.dq = core.dq_THQ.Reshaped({rows, heads_ * (nope_ + rope_)});
-  const Tensor dqr = LinearBackwardInput(context, saved.dq, weights.value(q_b_proj_));
-  saved.dq_a =
-      RmsNormBackwardInput(context, dqr, saved.q_a, weights.value(q_a_layernorm_), saved.q_a_rstd);
+  saved.dqr_R = ReduceScatterGroup(model, label_ + " q latent gradient", dqr_G);
+  saved.dq_a = RmsNormBackwardInput(context, saved.dqr_R, saved.q_a, weights.value(q_a_layernorm_),
+                                    saved.q_a_rstd);
   // kv = [norm(latent) | rope(k_rope)] of W_kva x.
-  saved.dc = SliceColumns(context, core.dkv_TC, 0, latent_);
-  const Tensor dk_rope = SliceColumns(context, core.dkv_TC, latent_, rope_);
-  ApplyRope(context, AsMatrix(dk_rope), batch.positions_T, model.rope, RopeLayout::kInterleaved,
+  const Tensor dkv_RC = ReduceScatterKeys(model, batch, label_ + " key latent gradient",
+                                          JoinKeyGradients(model, keys, saved));
+  saved.dc_R = SliceColumns(context, dkv_RC, 0, latent_);
+  const Tensor dk_rope = SliceColumns(context, dkv_RC, latent_, rope_);
+  ApplyRope(context, AsMatrix(dk_rope), batch.positions_R, model.rope, RopeLayout::kInterleaved,
             RopeDirection::kBackward);
   const Tensor dlatent =
-      RmsNormBackwardInput(context, saved.dc, SliceColumns(context, saved.kv_a, 0, latent_),
+      RmsNormBackwardInput(context, saved.dc_R, SliceColumns(context, saved.kv_a, 0, latent_),
                            weights.value(kv_a_layernorm_), saved.latent_rstd);
   saved.dkv_a = ConcatColumns(context, dlatent, dk_rope);
   const Tensor dx = LinearBackwardInput(context, saved.dq_a, weights.value(q_a_proj_));
@@ -248,30 +352,39 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
   return dx;
 }
 
+// Of one chunk: o_proj, q_b_proj and, in the sparse form, kv_b_proj, whose halves met different
+// operands: dW_UK = q_nope^T dq~, dW_UV = do^T o~, per head.
+void Mla::ChunkWeights(const ModelContext& model, const Saved& saved, const Chunk& chunk) const {
+  const Context& context = model.context;
+  const ParameterStore& weights = model.parameters;
+  const int64_t rows = chunk.end - chunk.begin;
+  LinearBackwardWeight(context, saved.dout_GD.Rows(chunk.begin, chunk.end),
+                       saved.o_GHV.Rows(chunk.begin, chunk.end).Reshaped({rows, heads_ * value_}),
+                       weights.grad(o_proj_));
+  if (model.options.attention == AttentionForm::kSparse) {
+    Matmul(context, PerHead(chunk.q_THQ).Columns(0, nope_), Transpose::kYes,
+           PerHead(chunk.dq_absorbed_THC).Columns(0, latent_), Transpose::kNo,
+           UpKey(weights.grad(kv_b_proj_)), Accumulate::kAdd);
+    Matmul(context, PerHead(chunk.do_THV), Transpose::kYes, PerHead(chunk.core.o_THV),
+           Transpose::kNo, UpValue(weights.grad(kv_b_proj_)), Accumulate::kAdd);
+  }
+  LinearBackwardWeight(context, chunk.dq_THQ.Reshaped({rows, heads_ * (nope_ + rope_)}),
+                       saved.qr_G.Rows(chunk.begin, chunk.end), weights.grad(q_b_proj_));
+}
+
 void Mla::BackwardWeight(const ModelContext& model, Saved& saved) const {
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
-  const int64_t rows = saved.qr.dim(0);
-  LinearBackwardWeight(context, saved.dout, saved.o_THV.Reshaped({rows, heads_ * value_}),
-                       weights.grad(o_proj_));
-  if (model.options.attention == AttentionForm::kSparse) {
-    // W_kvb's two halves met different operands: dW_UK = q_nope^T dq~, dW_UV = do^T o~, per head.
-    Matmul(context, PerHead(saved.q_THQ).Columns(0, nope_), Transpose::kYes,
-           PerHead(saved.dq_absorbed_THC).Columns(0, latent_), Transpose::kNo,
-           UpKey(weights.grad(kv_b_proj_)), Accumulate::kAdd);
-    Matmul(context, PerHead(saved.do_THV), Transpose::kYes, PerHead(saved.core.o_THV),
-           Transpose::kNo, UpValue(weights.grad(kv_b_proj_)), Accumulate::kAdd);
-  } else {
-    LinearBackwardWeight(context, saved.dkv_b_out, saved.c, weights.grad(kv_b_proj_));
+  if (saved.chunks.size() == 1) ChunkWeights(model, saved, saved.chunks[0]);
+  if (model.options.attention != AttentionForm::kSparse) {
+    LinearBackwardWeight(context, saved.dkv_b_out, saved.c_T, weights.grad(kv_b_proj_));
   }
-  LinearBackwardWeight(context, saved.dq, saved.qr, weights.grad(q_b_proj_));
-  // Norm weights: the gradient of the norm's output is made again from what it fed.
-  const Tensor dqr = LinearBackwardInput(context, saved.dq, weights.value(q_b_proj_));
-  RmsNormBackwardWeight(context, dqr, saved.q_a, saved.q_a_rstd, weights.grad(q_a_layernorm_));
-  RmsNormBackwardWeight(context, saved.dc, SliceColumns(context, saved.kv_a, 0, latent_),
+  RmsNormBackwardWeight(context, saved.dqr_R, saved.q_a, saved.q_a_rstd,
+                        weights.grad(q_a_layernorm_));
+  RmsNormBackwardWeight(context, saved.dc_R, SliceColumns(context, saved.kv_a, 0, latent_),
                         saved.latent_rstd, weights.grad(kv_a_layernorm_));
-  LinearBackwardWeight(context, saved.dq_a, saved.x, weights.grad(q_a_proj_));
-  LinearBackwardWeight(context, saved.dkv_a, saved.x, weights.grad(kv_a_proj_));
+  LinearBackwardWeight(context, saved.dq_a, saved.x_RD, weights.grad(q_a_proj_));
+  LinearBackwardWeight(context, saved.dkv_a, saved.x_RD, weights.grad(kv_a_proj_));
 }
 
 }  // namespace baleen

@@ -3,49 +3,56 @@
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/swiglu.h"
+#include "trainer/model/row_exchange.h"
 
 namespace baleen {
 
 Mlp::Mlp(int64_t hidden_size, int64_t intermediate_size, const std::string& prefix,
-         ParameterStore& store)
-    : gate_proj_(store.Declare(prefix + ".gate_proj.weight", {intermediate_size, hidden_size},
-                               ParameterGroup::kMain)),
-      up_proj_(store.Declare(prefix + ".up_proj.weight", {intermediate_size, hidden_size},
-                             ParameterGroup::kMain)),
-      down_proj_(store.Declare(prefix + ".down_proj.weight", {hidden_size, intermediate_size},
-                               ParameterGroup::kMain)) {}
+         const Placement& placement, ParameterStore& store)
+    : label_(prefix) {
+  const auto declare = [&](const char* name, Shape shape, int dim) {
+    return store.DeclareShard(prefix + name, std::move(shape), dim, placement.tp_rank,
+                              placement.tp_size, ParameterGroup::kTensor);
+  };
+  gate_proj_ = declare(".gate_proj.weight", {intermediate_size, hidden_size}, 0);
+  up_proj_ = declare(".up_proj.weight", {intermediate_size, hidden_size}, 0);
+  down_proj_ = declare(".down_proj.weight", {hidden_size, intermediate_size}, 1);
+}
 
 void Mlp::Expand(const ModelContext& model, Saved& saved) const {
-  saved.gate = Linear(model.context, saved.x, model.parameters.value(gate_proj_));
-  saved.up = Linear(model.context, saved.x, model.parameters.value(up_proj_));
+  saved.x_GD = GatherGroup(model, label_, saved.x_RD);
+  saved.gate = Linear(model.context, saved.x_GD, model.parameters.value(gate_proj_));
+  saved.up = Linear(model.context, saved.x_GD, model.parameters.value(up_proj_));
   saved.hidden = Swiglu(model.context, saved.gate, saved.up);
 }
 
-Tensor Mlp::Forward(const ModelContext& model, const Tensor& x, Saved& saved) const {
-  saved.x = x;
+Tensor Mlp::Forward(const ModelContext& model, const Tensor& x_RD, Saved& saved) const {
+  saved.x_RD = x_RD;
   Expand(model, saved);
-  return Linear(model.context, saved.hidden, model.parameters.value(down_proj_));
+  const Tensor y_GD = Linear(model.context, saved.hidden, model.parameters.value(down_proj_));
+  return ReduceScatterGroup(model, label_, y_GD);
 }
 
-Tensor Mlp::BackwardInput(const ModelContext& model, const Tensor& dy, Saved& saved) const {
+Tensor Mlp::BackwardInput(const ModelContext& model, const Tensor& dy_RD, Saved& saved) const {
   const Context& context = model.context;
   if (saved.gate.empty()) Expand(model, saved);
-  saved.dy = dy;
-  const Tensor dhidden = LinearBackwardInput(context, dy, model.parameters.value(down_proj_));
+  saved.dy_GD = GatherGroup(model, label_, dy_RD);
+  const Tensor dhidden =
+      LinearBackwardInput(context, saved.dy_GD, model.parameters.value(down_proj_));
   const SwigluGradients gradients = SwigluBackward(context, dhidden, saved.gate, saved.up);
   saved.dgate = gradients.dgate;
   saved.dup = gradients.dup;
   const Tensor dx = LinearBackwardInput(context, saved.dgate, model.parameters.value(gate_proj_));
   AddInPlace(context, dx,
              LinearBackwardInput(context, saved.dup, model.parameters.value(up_proj_)));
-  return dx;
+  return ReduceScatterGroup(model, label_, dx);
 }
 
 void Mlp::BackwardWeight(const ModelContext& model, Saved& saved) const {
   const Context& context = model.context;
-  LinearBackwardWeight(context, saved.dy, saved.hidden, model.parameters.grad(down_proj_));
-  LinearBackwardWeight(context, saved.dgate, saved.x, model.parameters.grad(gate_proj_));
-  LinearBackwardWeight(context, saved.dup, saved.x, model.parameters.grad(up_proj_));
+  LinearBackwardWeight(context, saved.dy_GD, saved.hidden, model.parameters.grad(down_proj_));
+  LinearBackwardWeight(context, saved.dgate, saved.x_GD, model.parameters.grad(gate_proj_));
+  LinearBackwardWeight(context, saved.dup, saved.x_GD, model.parameters.grad(up_proj_));
 }
 
 }  // namespace baleen

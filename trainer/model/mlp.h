@@ -1,5 +1,8 @@
 // The dense SwiGLU MLP of the first layers, and the shared expert of the others:
 //   y = W_down (silu(W_gate x) * (W_up x))
+//
+// The inner width is cut over tp: rows are gathered over the group, the partial outputs summed and
+// scattered back. Legend: R own rows, G = R * tp rows of the group, D hidden.
 #pragma once
 
 #include "trainer/model/model_context.h"
@@ -10,22 +13,26 @@ class Mlp {
  public:
   // Declares `prefix`.{gate,up,down}_proj.weight.
   Mlp(int64_t hidden_size, int64_t intermediate_size, const std::string& prefix,
-      ParameterStore& store);
+      const Placement& placement, ParameterStore& store);
 
   struct Saved {
-    Tensor x;
-    Tensor gate, up, hidden;  // hidden = swiglu(gate, up)
-    Tensor dy, dgate, dup;    // for BackwardWeight
+    Tensor x_RD;
+    Tensor x_GD;               // the group's rows
+    Tensor gate, up, hidden;   // hidden = swiglu(gate, up); the group's rows, own columns
+    Tensor dy_GD, dgate, dup;  // for BackwardWeight
   };
 
-  Tensor Forward(const ModelContext& model, const Tensor& x, Saved& saved) const;
-  Tensor BackwardInput(const ModelContext& model, const Tensor& dy, Saved& saved) const;
+  Tensor Forward(const ModelContext& model, const Tensor& x_RD, Saved& saved) const;
+  Tensor BackwardInput(const ModelContext& model, const Tensor& dy_RD, Saved& saved) const;
   void BackwardWeight(const ModelContext& model, Saved& saved) const;
   // Frees what the backward makes again from x (selective recompute).
-  void DropExpanded(Saved& saved) const { saved.gate = saved.up = saved.hidden = Tensor(); }
+  void DropExpanded(Saved& saved) const {
+    saved.x_GD = saved.gate = saved.up = saved.hidden = Tensor();
+  }
 
  private:
   void Expand(const ModelContext& model, Saved& saved) const;
+  std::string label_;
   int gate_proj_, up_proj_, down_proj_;
 };
 

@@ -1,13 +1,14 @@
-// What every module is handed: the device, the sizes, the parameters, the options of DSA; and one
-// microbatch.
+// What every module is handed: the device, the sizes, the parameters, the options of DSA, the ranks
+// it works with.
 #pragma once
 
 #include <vector>
 
 #include "configs/schema/model_config.h"
 #include "kernels/core/context.h"
-#include "kernels/ops/attention.h"
 #include "kernels/ops/rope.h"
+#include "parallel/grid_communicators.h"
+#include "trainer/model/batch.h"
 #include "trainer/model/parameter_store.h"
 
 namespace baleen {
@@ -55,6 +56,11 @@ struct ModelOptions {
   int64_t query_chunk = 512;  // query rows whose scores are held at once
   int64_t key_tile = 256;     // keys of one tile of the dense warm-up loss
   int64_t head_chunk = 1024;  // rows whose logits are held at once
+  // Query rows whose heads are expanded at once: the length of a sequence is met by chunks.
+  int64_t attention_chunk = 4096;
+  // Rows from all ranks that an expert-parallel rank takes in at once; the rest comes in further
+  // rounds. 0: no bound.
+  int64_t expert_rows = 0;
 };
 
 struct ModelContext {
@@ -63,20 +69,7 @@ struct ModelContext {
   const ModelOptions& options;
   const ParameterStore& parameters;
   const RopeTable& rope;
-};
-
-// One microbatch as tensors (data/loader.h has the rules). T = rows = sequences * sequence length.
-struct Batch {
-  int64_t num_sequences = 0;
-  int64_t seq_length = 0;
-  Tensor tokens_T;       // kI32, as all of them
-  Tensor targets_T;      // -1: no loss
-  Tensor mtp_tokens_T;   // token t+1, the MTP module's second input
-  Tensor mtp_targets_T;  // token t+2, -1: no loss
-  Tensor positions_T;    // RoPE position of each row
-  KeyWindows windows;    // keys each row may attend to: [document or sample begin, row + 1)
-  Tensor sequence_T;     // which sequence of the microbatch a row belongs to
-  int64_t num_rows() const { return num_sequences * seq_length; }
+  const GridCommunicators& axes;
 };
 
 // What one division makes means of the step's sums: global counts over all microbatches and ranks

@@ -7,20 +7,24 @@
 
 namespace baleen {
 
-Moe::Moe(const ModelConfig& config, const std::string& prefix, ParameterStore& store)
-    : num_experts_(static_cast<int>(config.n_routed_experts)) {
-  const std::string mlp = prefix + ".mlp.";
+Moe::Moe(const ModelConfig& config, const std::string& prefix, const Placement& placement,
+         ParameterStore& store)
+    : label_(prefix + ".mlp"), num_experts_(static_cast<int>(config.n_routed_experts)) {
+  CHECK_EQ(num_experts_ % placement.ep_size, 0) << label_ << ": experts over ranks";
+  local_experts_ = num_experts_ / placement.ep_size;
+  const int first_expert = placement.ep_rank * local_experts_;
   const int64_t hidden = config.hidden_size, inner = config.moe_intermediate_size;
-  gate_ = store.Declare(mlp + "gate.weight", {num_experts_, hidden}, ParameterGroup::kMain);
-  correction_bias_ =
-      store.Declare(mlp + "gate.e_score_correction_bias", {num_experts_}, ParameterGroup::kBuffer);
+  gate_ = store.Declare(label_ + ".gate.weight", {num_experts_, hidden}, ParameterGroup::kMain);
+  correction_bias_ = store.Declare(label_ + ".gate.e_score_correction_bias", {num_experts_},
+                                   ParameterGroup::kBuffer);
   // One projection of all experts is one operand: declared one behind the other.
   const auto declare_stack = [&](const char* projection, Shape shape) {
     int first = -1;
-    for (int e = 0; e < num_experts_; ++e) {
-      const int id = store.Declare(absl::StrCat(mlp, "experts.", e, ".", projection, ".weight"),
-                                   shape, ParameterGroup::kExpert, /*stacked=*/e > 0);
-      if (e == 0) first = id;
+    for (int l = 0; l < local_experts_; ++l) {
+      const int id = store.Declare(
+          absl::StrCat(label_, ".experts.", first_expert + l, ".", projection, ".weight"), shape,
+          ParameterGroup::kExpert, /*stacked=*/l > 0);
+      if (l == 0) first = id;
     }
     return first;
   };
@@ -28,7 +32,8 @@ Moe::Moe(const ModelConfig& config, const std::string& prefix, ParameterStore& s
   first_up_proj_ = declare_stack("up_proj", {inner, hidden});
   first_down_proj_ = declare_stack("down_proj", {hidden, inner});
   if (config.n_shared_experts > 0) {
-    shared_.emplace(hidden, inner * config.n_shared_experts, mlp + "shared_experts", store);
+    shared_.emplace(hidden, inner * config.n_shared_experts, label_ + ".shared_experts", placement,
+                    store);
   }
 }
 
@@ -40,109 +45,192 @@ RouterParams Moe::Params(const ModelConfig& config) const {
           .norm_topk_prob = config.norm_topk_prob};
 }
 
-void Moe::Dispatch(const ModelContext& model, const Batch& batch, const Tensor& x,
-                   bool balance_loss, Saved& saved) const {
-  const Context& context = model.context;
-  saved.x = x;
-  const Tensor logits = Linear(context, x, model.parameters.value(gate_));
-  saved.route =
-      Route(context, logits, model.parameters.value(correction_bias_), Params(model.config));
-  if (balance_loss) {
-    saved.balance = BalanceLocalStats(context, saved.route.scores_TE, batch.sequence_T,
-                                      batch.num_sequences, model.config.num_experts_per_tok);
-  }
-  saved.permutation = BuildPermutation(context, saved.route.expert_ids_TA, 0, num_experts_);
-  saved.rows_ND = GatherRows(context, x, saved.permutation.source_row_N);
+namespace {
+
+Tensor Slice(const ExpertRound& round, const Tensor& of_all) {
+  return of_all.Rows(round.begin(), round.end());
 }
 
-void Moe::Expand(const ModelContext& model, Saved& saved) const {
+bool OneRound(const ExpertPlan& plan) { return plan.rounds.size() == 1; }
+
+}  // namespace
+
+// --- The experts of this rank, on the rows of one round.
+
+void Moe::Expand(const ModelContext& model, const ExpertRound& round, const Tensor& x_RD,
+                 ExpertRows& rows) const {
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
-  if (saved.rows_ND.empty())
-    saved.rows_ND = GatherRows(context, saved.x, saved.permutation.source_row_N);
-  const Tensor& offsets = saved.permutation.offsets_L1;
-  saved.gate = GroupedLinear(context, saved.rows_ND,
-                             weights.StackedValue(first_gate_proj_, num_experts_), offsets);
-  saved.up = GroupedLinear(context, saved.rows_ND,
-                           weights.StackedValue(first_up_proj_, num_experts_), offsets);
-  saved.hidden = Swiglu(context, saved.gate, saved.up);
-  saved.expert_out_ND = GroupedLinear(
-      context, saved.hidden, weights.StackedValue(first_down_proj_, num_experts_), offsets);
+  if (rows.rows_ND.empty()) rows.rows_ND = round.Dispatch(context, Slice(round, x_RD));
+  const Tensor& offsets = round.offsets_L1();
+  rows.gate = GroupedLinear(context, rows.rows_ND,
+                            weights.StackedValue(first_gate_proj_, local_experts_), offsets);
+  rows.up = GroupedLinear(context, rows.rows_ND,
+                          weights.StackedValue(first_up_proj_, local_experts_), offsets);
+  rows.hidden = Swiglu(context, rows.gate, rows.up);
+  rows.out_ND = GroupedLinear(context, rows.hidden,
+                              weights.StackedValue(first_down_proj_, local_experts_), offsets);
+}
+
+Tensor Moe::ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
+                                 ExpertRows& rows) const {
+  const Context& context = model.context;
+  const ParameterStore& weights = model.parameters;
+  const Tensor& offsets = round.offsets_L1();
+  const Tensor dhidden = GroupedLinearBackwardInput(
+      context, rows.dout_ND, weights.StackedValue(first_down_proj_, local_experts_), offsets);
+  const SwigluGradients gradients = SwigluBackward(context, dhidden, rows.gate, rows.up);
+  rows.dgate = gradients.dgate;
+  rows.dup = gradients.dup;
+  const Tensor drows_ND = GroupedLinearBackwardInput(
+      context, rows.dgate, weights.StackedValue(first_gate_proj_, local_experts_), offsets);
+  AddInPlace(context, drows_ND,
+             GroupedLinearBackwardInput(
+                 context, rows.dup, weights.StackedValue(first_up_proj_, local_experts_), offsets));
+  return drows_ND;
+}
+
+void Moe::ExpertsBackwardWeight(const ModelContext& model, const ExpertRound& round,
+                                const ExpertRows& rows) const {
+  const Context& context = model.context;
+  const ParameterStore& weights = model.parameters;
+  const Tensor& offsets = round.offsets_L1();
+  GroupedLinearBackwardWeight(context, rows.dout_ND, rows.hidden, offsets,
+                              weights.StackedGrad(first_down_proj_, local_experts_));
+  GroupedLinearBackwardWeight(context, rows.dgate, rows.rows_ND, offsets,
+                              weights.StackedGrad(first_gate_proj_, local_experts_));
+  GroupedLinearBackwardWeight(context, rows.dup, rows.rows_ND, offsets,
+                              weights.StackedGrad(first_up_proj_, local_experts_));
+}
+
+// --- Several rounds: each is a whole pass, and leaves only what belongs to the own tokens.
+
+Tensor Moe::ForwardRounds(const ModelContext& model, const Saved& saved) const {
+  const Tensor y_RD = model.context.Empty(saved.x_RD.dtype(), saved.x_RD.shape());
+  for (const ExpertRound& round : saved.plan.rounds) {
+    ExpertRows rows;
+    Expand(model, round, saved.x_RD, rows);
+    Copy(model.context,
+         round.Combine(model.context, rows.out_ND, Slice(round, saved.route.weights_TA)),
+         Slice(round, y_RD));
+  }
+  return y_RD;
+}
+
+Tensor Moe::BackwardRounds(const ModelContext& model, Saved& saved) const {
+  const Context& context = model.context;
+  const Tensor& weights_RA = saved.route.weights_TA;
+  const Tensor dx_RD = context.Empty(saved.x_RD.dtype(), saved.x_RD.shape());
+  saved.dweights_RA = context.Empty(weights_RA.dtype(), weights_RA.shape());
+  for (const ExpertRound& round : saved.plan.rounds) {
+    ExpertRows rows;
+    Expand(model, round, saved.x_RD, rows);
+    const CombineGradients gradients = round.CombineBackward(context, Slice(round, saved.dy_RD),
+                                                             rows.out_ND, Slice(round, weights_RA));
+    rows.dout_ND = gradients.dx_ND;
+    Copy(context, gradients.dweights_TA, Slice(round, saved.dweights_RA));
+    const Tensor drows_ND = ExpertsBackwardInput(model, round, rows);
+    ExpertsBackwardWeight(model, round, rows);
+    Copy(context, round.DispatchBackward(context, drows_ND), Slice(round, dx_RD));
+  }
+  return dx_RD;
+}
+
+// --- Forward phases.
+
+void Moe::Dispatch(const ModelContext& model, const Batch& batch, const Tensor& x_RD,
+                   bool balance_loss, Saved& saved) const {
+  const Context& context = model.context;
+  saved.x_RD = x_RD;
+  const Tensor logits_RE = Linear(context, x_RD, model.parameters.value(gate_));
+  saved.route =
+      Route(context, logits_RE, model.parameters.value(correction_bias_), Params(model.config));
+  if (balance_loss) {
+    saved.balance = BalanceLocalStats(context, saved.route.scores_TE, batch.sequence_R,
+                                      batch.num_sequences, model.config.num_experts_per_tok);
+    // f and P are those of whole sequences.
+    Communicator& sharers = *model.axes.cp_tp;
+    sharers.AllReduce(label_ + " balance", saved.balance.counts_BE);
+    sharers.AllReduce(label_ + " balance", saved.balance.prob_sum_BE);
+  }
+  const GridCommunicators& axes = model.axes;
+  saved.plan = MakeExpertPlan(
+      context, ExpertAxes{*axes.ep, axes.expert_node.get(), axes.expert_across.get()},
+      {.num_experts = num_experts_,
+       .max_tokens = x_RD.dim(0),  // every rank has as many
+       .max_rows = model.options.expert_rows,
+       .label = label_},
+      saved.route.expert_ids_TA);
+  if (OneRound(saved.plan)) saved.experts.rows_ND = saved.plan.rounds[0].Dispatch(context, x_RD);
 }
 
 Tensor Moe::Experts(const ModelContext& model, Saved& saved) const {
-  Expand(model, saved);
-  return shared_ ? shared_->Forward(model, saved.x, saved.shared) : Tensor();
+  if (OneRound(saved.plan)) {
+    Expand(model, saved.plan.rounds[0], saved.x_RD, saved.experts);
+  } else {
+    saved.y_RD = ForwardRounds(model, saved);
+  }
+  return shared_ ? shared_->Forward(model, saved.x_RD, saved.shared) : Tensor();
 }
 
 Tensor Moe::Combine(const ModelContext& model, const Tensor& shared_out, Saved& saved) const {
-  Tensor y = CombineRows(model.context, saved.expert_out_ND, saved.permutation.row_of_slot_TA,
-                         saved.route.weights_TA);
-  if (shared_) AddInPlace(model.context, y, shared_out);
-  return y;
+  const Tensor y_RD = OneRound(saved.plan)
+                          ? saved.plan.rounds[0].Combine(model.context, saved.experts.out_ND,
+                                                         saved.route.weights_TA)
+                          : saved.y_RD;
+  saved.y_RD = Tensor();
+  if (shared_) AddInPlace(model.context, y_RD, shared_out);
+  return y_RD;
 }
 
 void Moe::DropExpanded(Saved& saved) const {
-  saved.rows_ND = saved.gate = saved.up = saved.hidden = saved.expert_out_ND = Tensor();
+  saved.experts = ExpertRows();
   if (shared_) shared_->DropExpanded(saved.shared);
 }
 
-void Moe::BackwardCombine(const ModelContext& model, const Tensor& dy, Saved& saved) const {
-  if (saved.expert_out_ND.empty()) Expand(model, saved);
-  saved.dy = dy;
+// --- Backward phases.
+
+void Moe::BackwardCombine(const ModelContext& model, const Tensor& dy_RD, Saved& saved) const {
+  saved.dy_RD = dy_RD;
+  if (!OneRound(saved.plan)) return;
+  const ExpertRound& round = saved.plan.rounds[0];
+  if (saved.experts.out_ND.empty()) Expand(model, round, saved.x_RD, saved.experts);
   const CombineGradients gradients =
-      CombineRowsBackward(model.context, dy, saved.expert_out_ND, saved.permutation.row_of_slot_TA,
-                          saved.route.weights_TA);
-  saved.dexpert_out = gradients.dx_ND;
-  saved.dlogits = gradients.dweights_TA;  // becomes the logits' gradient in BackwardDispatch
+      round.CombineBackward(model.context, dy_RD, saved.experts.out_ND, saved.route.weights_TA);
+  saved.experts.dout_ND = gradients.dx_ND;
+  saved.dweights_RA = gradients.dweights_TA;
 }
 
 Tensor Moe::BackwardExperts(const ModelContext& model, Saved& saved) const {
-  const Context& context = model.context;
-  const ParameterStore& weights = model.parameters;
-  const Tensor& offsets = saved.permutation.offsets_L1;
-  const Tensor dhidden = GroupedLinearBackwardInput(
-      context, saved.dexpert_out, weights.StackedValue(first_down_proj_, num_experts_), offsets);
-  const SwigluGradients gradients = SwigluBackward(context, dhidden, saved.gate, saved.up);
-  saved.dgate = gradients.dgate;
-  saved.dup = gradients.dup;
-  const Tensor drows = GroupedLinearBackwardInput(
-      context, saved.dgate, weights.StackedValue(first_gate_proj_, num_experts_), offsets);
-  AddInPlace(context, drows,
-             GroupedLinearBackwardInput(
-                 context, saved.dup, weights.StackedValue(first_up_proj_, num_experts_), offsets));
-  return drows;
+  return OneRound(saved.plan) ? ExpertsBackwardInput(model, saved.plan.rounds[0], saved.experts)
+                              : BackwardRounds(model, saved);
 }
 
-Tensor Moe::BackwardDispatch(const ModelContext& model, const Batch& batch, const Tensor& drows,
+Tensor Moe::BackwardDispatch(const ModelContext& model, const Batch& batch, const Tensor& dexperts,
                              double balance_scale, Saved& saved) const {
   const Context& context = model.context;
-  const Tensor dx = GatherRowsBackward(context, drows, saved.permutation.row_of_slot_TA);
-  if (shared_) AddInPlace(context, dx, shared_->BackwardInput(model, saved.dy, saved.shared));
-  Tensor dscores;
+  const Tensor dx_RD =
+      OneRound(saved.plan) ? saved.plan.rounds[0].DispatchBackward(context, dexperts) : dexperts;
+  if (shared_) AddInPlace(context, dx_RD, shared_->BackwardInput(model, saved.dy_RD, saved.shared));
+  Tensor dscores_RE;
   if (!saved.balance.counts_BE.empty() && balance_scale != 0) {
-    dscores = BalanceBackward(context, saved.route.scores_TE, batch.sequence_T,
-                              BalanceCoefficient(model, batch, balance_scale, saved));
+    dscores_RE = BalanceBackward(context, saved.route.scores_TE, batch.sequence_R,
+                                 BalanceCoefficient(model, batch, balance_scale, saved));
   }
-  saved.dlogits = RouteBackward(context, saved.dlogits, dscores, saved.route, Params(model.config));
-  AddInPlace(context, dx,
-             LinearBackwardInput(context, saved.dlogits, model.parameters.value(gate_)));
-  return dx;
+  saved.dlogits_RE =
+      RouteBackward(context, saved.dweights_RA, dscores_RE, saved.route, Params(model.config));
+  AddInPlace(context, dx_RD,
+             LinearBackwardInput(context, saved.dlogits_RE, model.parameters.value(gate_)));
+  return dx_RD;
 }
 
 void Moe::BackwardWeight(const ModelContext& model, Saved& saved) const {
-  const Context& context = model.context;
-  const ParameterStore& weights = model.parameters;
-  const Tensor& offsets = saved.permutation.offsets_L1;
-  GroupedLinearBackwardWeight(context, saved.dexpert_out, saved.hidden, offsets,
-                              weights.StackedGrad(first_down_proj_, num_experts_));
-  GroupedLinearBackwardWeight(context, saved.dgate, saved.rows_ND, offsets,
-                              weights.StackedGrad(first_gate_proj_, num_experts_));
-  GroupedLinearBackwardWeight(context, saved.dup, saved.rows_ND, offsets,
-                              weights.StackedGrad(first_up_proj_, num_experts_));
-  LinearBackwardWeight(context, saved.dlogits, saved.x, weights.grad(gate_));
+  if (OneRound(saved.plan)) ExpertsBackwardWeight(model, saved.plan.rounds[0], saved.experts);
+  LinearBackwardWeight(model.context, saved.dlogits_RE, saved.x_RD, model.parameters.grad(gate_));
   if (shared_) shared_->BackwardWeight(model, saved.shared);
 }
+
+// --- Balance.
 
 namespace {
 
@@ -160,7 +248,7 @@ double Element(const Tensor& tensor, int64_t i) {
 }  // namespace
 
 double Moe::BalanceLoss(const ModelContext& model, const Batch& batch, const Saved& saved) const {
-  if (saved.balance.counts_BE.empty()) return 0;
+  if (saved.balance.counts_BE.empty() || model.axes.cp_tp->rank() != 0) return 0;
   double loss = 0;
   for (int64_t i = 0; i < saved.balance.counts_BE.num_elements(); ++i) {
     loss += Frequency(model.config, batch, Element(saved.balance.counts_BE, i)) *

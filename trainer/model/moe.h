@@ -4,14 +4,19 @@
 //   (kernels/ops/router.h)
 // The work is cut in the phases that a pipeline can interleave with another microbatch: Dispatch
 // (gate, rows to experts), Experts (grouped GEMMs and the shared expert), Combine (rows back,
-// weighted). Legend: T tokens, E experts, A experts per token, N = T * A rows at the experts, D
-// hidden, F expert hidden.
+// weighted). Experts lie on the ranks of ep; rows come and go by parallel/expert_exchange.h.
+// Where the rows to be held at once are bounded and exceed the bound, the exchange comes in several
+// rounds: then Experts and BackwardExperts run all of them, whole; nothing of a round is kept for
+// the backward, which sends the rows again, and the experts' weight gradients are formed there and
+// not in BackwardWeight.
+// Legend: R own tokens, E experts of all ranks, A experts per token, N rows at the rank's experts,
+// D hidden, F expert hidden, B sequences.
 #pragma once
 
 #include <optional>
 
-#include "kernels/ops/permute.h"
 #include "kernels/ops/router.h"
+#include "parallel/expert_exchange.h"
 #include "trainer/model/mlp.h"
 #include "trainer/model/model_context.h"
 
@@ -19,38 +24,48 @@ namespace baleen {
 
 class Moe {
  public:
-  // Declares `prefix`.mlp.{gate, experts.*, shared_experts}.
-  Moe(const ModelConfig& config, const std::string& prefix, ParameterStore& store);
+  // Declares `prefix`.mlp.{gate, experts.*, shared_experts}: of the experts those of this rank.
+  Moe(const ModelConfig& config, const std::string& prefix, const Placement& placement,
+      ParameterStore& store);
 
-  struct Saved {
-    Tensor x;  // normalised input [T, D]
-    RouterResult route;
-    Permutation permutation;
-    Tensor rows_ND;           // x in expert order
+  // What the experts of this rank make of the rows of one round.
+  struct ExpertRows {
+    Tensor rows_ND;           // x, sorted by expert
     Tensor gate, up, hidden;  // [N, F]
-    Tensor expert_out_ND;
+    Tensor out_ND;
+    Tensor dout_ND, dgate, dup;  // for the weights' gradients
+  };
+  struct Saved {
+    Tensor x_RD;  // normalised input
+    RouterResult route;
+    ExpertPlan plan;
+    ExpertRows experts;  // of the only round; empty with several
+    Tensor y_RD;         // with several rounds: the routed experts' sum, from Experts to Combine
     Mlp::Saved shared;
-    BalanceStats balance;  // empty when the balance loss is off
-    // for BackwardWeight
-    Tensor dy, dexpert_out, dgate, dup, dlogits;
+    BalanceStats balance;  // of whole sequences; empty when the balance loss is off
+    Tensor dy_RD, dweights_RA;
+    Tensor dlogits_RE;  // for BackwardWeight
   };
 
-  void Dispatch(const ModelContext& model, const Batch& batch, const Tensor& x, bool balance_loss,
-                Saved& saved) const;
-  // Returns the shared expert's output (zeros-free: empty without shared experts).
+  void Dispatch(const ModelContext& model, const Batch& batch, const Tensor& x_RD,
+                bool balance_loss, Saved& saved) const;
+  // Returns the shared expert's output (empty without shared experts).
   Tensor Experts(const ModelContext& model, Saved& saved) const;
   Tensor Combine(const ModelContext& model, const Tensor& shared_out, Saved& saved) const;
 
   // The mirror: gradients of Combine, Experts and Dispatch; the last returns dx. `balance_scale` is
   // the weight of one sequence's balance loss in the step's loss.
-  void BackwardCombine(const ModelContext& model, const Tensor& dy, Saved& saved) const;
+  void BackwardCombine(const ModelContext& model, const Tensor& dy_RD, Saved& saved) const;
+  // For BackwardDispatch: the gradient of the rows at the experts; with several rounds of the own
+  // tokens.
   Tensor BackwardExperts(const ModelContext& model, Saved& saved) const;
-  Tensor BackwardDispatch(const ModelContext& model, const Batch& batch,
-                          const Tensor& drows_and_shared, double balance_scale, Saved& saved) const;
+  Tensor BackwardDispatch(const ModelContext& model, const Batch& batch, const Tensor& dexperts,
+                          double balance_scale, Saved& saved) const;
   void BackwardWeight(const ModelContext& model, Saved& saved) const;
   void DropExpanded(Saved& saved) const;
 
-  // Sum over the microbatch's sequences of sum_i f_i P_i (without alpha).
+  // Sum over the microbatch's sequences of sum_i f_i P_i (without alpha), on the first of the ranks
+  // that share the sequences; 0 on the others, so that a sum over all ranks counts it once.
   double BalanceLoss(const ModelContext& model, const Batch& batch, const Saved& saved) const;
   int correction_bias() const { return correction_bias_; }
 
@@ -58,12 +73,21 @@ class Moe {
   RouterParams Params(const ModelConfig& config) const;
   Tensor BalanceCoefficient(const ModelContext& model, const Batch& batch, double balance_scale,
                             const Saved& saved) const;
-  void Expand(const ModelContext& model, Saved& saved) const;
+  void Expand(const ModelContext& model, const ExpertRound& round, const Tensor& x_RD,
+              ExpertRows& rows) const;
+  Tensor ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
+                              ExpertRows& rows) const;
+  void ExpertsBackwardWeight(const ModelContext& model, const ExpertRound& round,
+                             const ExpertRows& rows) const;
+  Tensor ForwardRounds(const ModelContext& model, const Saved& saved) const;
+  Tensor BackwardRounds(const ModelContext& model, Saved& saved) const;
 
-  int num_experts_;
+  std::string label_;
+  int num_experts_;    // of all ranks
+  int local_experts_;  // of this one
   int gate_, correction_bias_;
-  int first_gate_proj_, first_up_proj_,
-      first_down_proj_;  // of num_experts_ stacked parameters each
+  // Of local_experts_ stacked parameters each.
+  int first_gate_proj_, first_up_proj_, first_down_proj_;
   std::optional<Mlp> shared_;
 };
 

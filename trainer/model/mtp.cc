@@ -18,13 +18,14 @@ int DeclareMain(ParameterStore& store, const ModelConfig& config, const char* na
 
 }  // namespace
 
-Mtp::Mtp(const ModelConfig& config, bool use_indexer, ParameterStore& store)
+Mtp::Mtp(const ModelConfig& config, bool use_indexer, const Placement& placement,
+         ParameterStore& store)
     : enorm_(DeclareMain(store, config, "enorm", {config.hidden_size})),
       hnorm_(DeclareMain(store, config, "hnorm", {config.hidden_size})),
       eh_proj_(DeclareMain(store, config, "eh_proj", {config.hidden_size, 2 * config.hidden_size})),
       shared_head_norm_(DeclareMain(store, config, "shared_head.norm", {config.hidden_size})),
       block_(config, Prefix(config), config.num_hidden_layers,
-             config.IsMoeLayer(config.num_hidden_layers), use_indexer, store) {}
+             config.IsMoeLayer(config.num_hidden_layers), use_indexer, placement, store) {}
 
 Tensor Mtp::Join(const ModelContext& model, const Tensor& embedding, const Tensor& hidden,
                  Saved& saved) const {

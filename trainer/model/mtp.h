@@ -11,12 +11,13 @@ namespace baleen {
 
 class Mtp {
  public:
-  Mtp(const ModelConfig& config, bool use_indexer, ParameterStore& store);
+  Mtp(const ModelConfig& config, bool use_indexer, const Placement& placement,
+      ParameterStore& store);
 
   struct Saved {
-    Tensor embedding, embedding_rstd;  // rows of the shared table [T, D]
+    Tensor embedding, embedding_rstd;  // rows of the shared table [R, D]
     Tensor hidden, hidden_rstd;        // the model's normalised output
-    Tensor joined;                     // [T, 2D], input of eh_proj
+    Tensor joined;                     // [R, 2D], input of eh_proj
     Block::Saved block;
     Tensor out, out_rstd;  // block output
     Tensor dnorm_out, dprojected, djoined;

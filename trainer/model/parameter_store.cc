@@ -20,6 +20,10 @@ const char* ParameterGroupName(ParameterGroup group) {
   switch (group) {
     case ParameterGroup::kMain:
       return "main";
+    case ParameterGroup::kTensor:
+      return "tensor";
+    case ParameterGroup::kEmbedding:
+      return "embedding";
     case ParameterGroup::kExpert:
       return "expert";
     case ParameterGroup::kIndexer:
@@ -30,9 +34,34 @@ const char* ParameterGroupName(ParameterGroup group) {
   return "";
 }
 
+Communicator& AxisOf(ParameterGroup group, const GridCommunicators& grid) {
+  switch (group) {
+    case ParameterGroup::kTensor:
+      return *grid.dp_cp;
+    case ParameterGroup::kEmbedding:
+      return *grid.embedding;
+    case ParameterGroup::kExpert:
+      return *grid.edp;
+    case ParameterGroup::kMain:
+    case ParameterGroup::kIndexer:
+    case ParameterGroup::kBuffer:
+      break;
+  }
+  return *grid.stage;
+}
+
 int ParameterStore::Declare(std::string name, Shape global_shape, ParameterGroup group,
                             bool stacked) {
   Box box = WholeBox(global_shape);
+  return DeclareBox(std::move(name), std::move(global_shape), std::move(box), group, stacked);
+}
+
+int ParameterStore::DeclareShard(std::string name, Shape global_shape, int dim, int rank, int size,
+                                 ParameterGroup group, bool stacked) {
+  CHECK_EQ(global_shape[dim] % size, 0) << name << " over " << size;
+  Box box = WholeBox(global_shape);
+  box.extent[dim] /= size;
+  box.offset[dim] = box.extent[dim] * rank;
   return DeclareBox(std::move(name), std::move(global_shape), std::move(box), group, stacked);
 }
 
@@ -55,10 +84,11 @@ int ParameterStore::DeclareBox(std::string name, Shape global_shape, Box box, Pa
   return id;
 }
 
-void ParameterStore::Allocate(Context& context, DType dtype, int shards,
+void ParameterStore::Allocate(Context& context, DType dtype, const GridCommunicators& grid,
                               const std::vector<ParameterGroup>& trained) {
   for (int g = 0; g < kNumParameterGroups; ++g) {
     FlatBuffer& buffer = buffers_[g];
+    const int shards = AxisOf(static_cast<ParameterGroup>(g), grid).size();
     const int64_t padded = RoundUp(buffer.elements, kAlignment * shards);
     {
       const ScopedUse use(context, "parameters");

@@ -12,18 +12,31 @@
 
 #include "kernels/core/box.h"
 #include "kernels/core/context.h"
+#include "parallel/grid_communicators.h"
 
 namespace baleen {
 
-// Decides the flat buffer, the clip group and the ranks that share the parameter.
+// Decides the flat buffer, the clip group and the ranks that hold the same elements (the axis). A
+// rank's gradient is its part of a sum over the axis, in every group: the reduction needs no other
+// rule, and after it every element belongs to one rank, so that norms and saved states count it
+// once.
 enum class ParameterGroup : uint8_t {
-  kMain,     // dense parameters of the model: shared over dp x cp, clip group main
-  kExpert,   // routed experts: shared over edp, clip group main
-  kIndexer,  // lightning indexers: shared over dp x cp, clip group indexer
-  kBuffer,   // e_score_correction_bias: no gradient, changed by its own rule
+  kMain,       // norms, latent projections, gates: whole on every rank; axis stage (dp x cp x tp)
+  kTensor,     // heads, MLPs, head: cut over tp; axis dp x cp
+  kEmbedding,  // the embedding table, cut over tp; axis dp x cp of the stages that hold it
+  kExpert,     // routed experts, cut over ep; axis edp
+  kIndexer,    // lightning indexers: whole on every rank; axis stage; clip group indexer
+  kBuffer,     // e_score_correction_bias: no gradient, changed by its own rule; axis stage
 };
-constexpr int kNumParameterGroups = 4;
+constexpr int kNumParameterGroups = 6;
 const char* ParameterGroupName(ParameterGroup group);
+Communicator& AxisOf(ParameterGroup group, const GridCommunicators& grid);
+
+// Which shards of the parameters a rank holds.
+struct Placement {
+  int tp_rank = 0, tp_size = 1;
+  int ep_rank = 0, ep_size = 1;
+};
 
 struct Parameter {
   std::string name;  // the checkpoint's
@@ -51,10 +64,13 @@ class ParameterStore {
   int DeclareBox(std::string name, Shape global_shape, Box box, ParameterGroup group,
                  bool stacked = false);
 
-  // Lays the buffers out in `dtype`; each is padded to a multiple of `shards` elements so that
-  // ZeRO-1 cuts it evenly. trained[group] says which groups get gradients. Values are zero until
-  // loaded.
-  void Allocate(Context& context, DType dtype, int shards,
+  // The even share of `rank` of `size` along dimension `dim`.
+  int DeclareShard(std::string name, Shape global_shape, int dim, int rank, int size,
+                   ParameterGroup group, bool stacked = false);
+
+  // Lays the buffers out in `dtype`; each is padded so that ZeRO-1 cuts it evenly over its axis.
+  // `trained`: the groups that get gradients. Values are zero until loaded.
+  void Allocate(Context& context, DType dtype, const GridCommunicators& grid,
                 const std::vector<ParameterGroup>& trained);
 
   const Parameter& at(int id) const { return parameters_[id]; }

@@ -18,7 +18,10 @@ struct StepStats {
   Tensor mass_L, best_mass_L, recall_L;  // kF64: sums over the sampled rows
   Tensor sampled_rows_L;                 // kF64
   Tensor ties_L;                         // kF64: keys cut by a tie, over all rows
-  Tensor nan_rows_1;                     // kI64: microbatches and layers whose scores held a NaN
+  // kI64: sum over rows of a hash of (row of the microbatch, selected keys): the same number on two
+  // layouts, or in two runs, says that they selected the same keys.
+  Tensor selection_hash_L;
+  Tensor nan_rows_1;  // kI64: microbatches and layers whose scores held a NaN
 
   static StepStats Zeros(const Context& context, int64_t num_layers_with_mtp, int64_t num_experts) {
     StepStats stats;
@@ -30,6 +33,7 @@ struct StepStats {
       *per_layer = context.Zeros(DType::kF64, {num_layers_with_mtp});
     }
     stats.expert_counts_LE = context.Zeros(DType::kI64, {num_layers_with_mtp, num_experts});
+    stats.selection_hash_L = context.Zeros(DType::kI64, {num_layers_with_mtp});
     stats.nan_rows_1 = context.Zeros(DType::kI64, {1});
     return stats;
   }

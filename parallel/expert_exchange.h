@@ -1,0 +1,102 @@
+// Expert parallelism: token rows travel to the ranks that hold their experts, and back.
+//
+// Rank r of ep holds experts r L .. (r + 1) L - 1 (L = E / ranks). A round is one pass of some own
+// tokens: Dispatch, the experts' work by the caller, Combine; the backward mirrors it. Rows move by
+// all-to-all-v, in one hop, or in two where ranks come in nodes: first between ranks of the same
+// place in their nodes, each token at most once per node, then inside the node to its experts; sums
+// are formed per node before they travel back. No token is dropped; an expert, a rank or everybody
+// may get nothing or everything.
+//
+// What a rank takes in at once is bounded: own tokens are cut in equal chunks, all ranks exchange
+// the counts of all chunks once, and each joins the same consecutive chunks to rounds in which no
+// rank exceeds the bound. The bound is on rows of one kind (x, outputs, their gradients); while
+// rows are sorted or sent on, a second copy of them lives for that moment. Legend: T own tokens (of
+// a round), A experts per token, E experts of all ranks, L of one rank, V tokens seen by a rank
+// between the hops (V = T with one hop), N rows at a rank's experts, sorted by expert, then by
+// where they came from, then by token; D hidden.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/core/context.h"
+#include "kernels/ops/permute.h"
+#include "parallel/communicator.h"
+
+namespace baleen {
+
+// The ranks that share the experts. With two hops: node are consecutive ranks of ep, across are
+// those of the same place in each node, in the order of nodes. Both null: one hop.
+struct ExpertAxes {
+  Communicator& ep;
+  Communicator* node = nullptr;
+  Communicator* across = nullptr;
+};
+
+struct ExpertPlanParams {
+  int64_t num_experts = 1;  // E
+  int64_t max_tokens = 0;   // own tokens of the rank of ep that has the most
+  int64_t max_rows = 0;     // bound on rows from all ranks held at once; 0: no bound
+  std::string label;        // of the collectives: the layer
+};
+
+// The smallest bound that can be kept: one token of each rank, all of them to one rank. node_size
+// 0: one hop; else the tokens that pass through on their way into the node count too.
+int64_t MinimumExpertRows(int64_t ep_size, int64_t experts_per_rank, int64_t top_k,
+                          int64_t node_size = 0);
+
+// One exchange of rows along an axis, there and back: rows sorted by destination leave, arrive in
+// the order of the ranks they come from, and are sorted by the receiver's experts.
+struct ExpertHop {
+  Communicator* axis = nullptr;
+  Permutation send;                // over the experts (or nodes) of the whole axis
+  std::vector<int64_t> send_rows;  // for each rank of the axis
+  std::vector<int64_t> recv_rows;
+  Permutation arrivals;  // over the rank's own experts; a "token" is an arrived row. Empty when
+                         // the axis is one rank: rows are sorted as they leave
+  bool sorted = true;    // rows arrive in the order in which they are wanted
+};
+
+// One pass of own tokens begin .. end - 1; its functions take and return those rows only. Every
+// rank of ep calls them in the same order. The axes must outlive it.
+class ExpertRound {
+ public:
+  int64_t begin() const { return begin_; }
+  int64_t end() const { return end_; }
+  int64_t held_rows() const { return held_rows_; }  // rows from all ranks that this rank takes in
+  const Tensor& offsets_L1() const;                 // rows of local expert l
+
+  Tensor Dispatch(const Context& context, const Tensor& x_TD) const;  // rows_ND
+  // y[t] = sum over a of weights[t, a] * (row of slot (t, a))
+  Tensor Combine(const Context& context, const Tensor& expert_out_ND,
+                 const Tensor& weights_TA) const;
+  // Gradients of Combine: dy and the weights travel to the experts, where expert_out is, and the
+  // weights' gradients travel back.
+  CombineGradients CombineBackward(const Context& context, const Tensor& dy_TD,
+                                   const Tensor& expert_out_ND, const Tensor& weights_TA) const;
+  Tensor DispatchBackward(const Context& context, const Tensor& drows_ND) const;  // dx_TD
+
+ private:
+  friend class ExpertPlanner;
+  Tensor ToNode(const Context& context, absl::string_view label, const Tensor& x_T) const;
+  Tensor SumFromNodes(const Context& context, absl::string_view label, const Tensor& sum_V) const;
+
+  int64_t begin_ = 0, end_ = 0;
+  int64_t held_rows_ = 0;
+  std::optional<ExpertHop> outer_;  // to nodes
+  ExpertHop inner_;                 // to experts
+  std::string dispatch_label_, combine_label_;
+};
+
+struct ExpertPlan {
+  std::vector<ExpertRound> rounds;  // as many on every rank; they cover the own tokens in order
+  int64_t max_held_rows() const;    // over the rounds
+};
+
+// ids_TA: kI32, each 0 .. E - 1, no expert twice in a row. Exchanges the counts (one all-gather)
+// and, with two hops, the ids.
+ExpertPlan MakeExpertPlan(const Context& context, const ExpertAxes& axes,
+                          const ExpertPlanParams& params, const Tensor& ids_TA);
+
+}  // namespace baleen

@@ -1,0 +1,431 @@
+// Every op on small inputs, as a list: what dry_run_test.cc runs really and dry.
+//
+// Legend: T rows (more than one block of the attention's definition), S keys, K chosen, A experts
+// per token, E experts.
+#pragma once
+
+#include <functional>
+
+#include "kernels/ops/adamw.h"
+#include "kernels/ops/cross_entropy.h"
+#include "kernels/ops/elementwise.h"
+#include "kernels/ops/embedding.h"
+#include "kernels/ops/fp8_simulate.h"
+#include "kernels/ops/grouped_matmul.h"
+#include "kernels/ops/hadamard.h"
+#include "kernels/ops/indexer_loss.h"
+#include "kernels/ops/indexer_scores.h"
+#include "kernels/ops/layer_norm.h"
+#include "kernels/ops/matmul.h"
+#include "kernels/ops/permute.h"
+#include "kernels/ops/reduce.h"
+#include "kernels/ops/rms_norm.h"
+#include "kernels/ops/rope.h"
+#include "kernels/ops/router.h"
+#include "kernels/ops/sparse_attention.h"
+#include "kernels/ops/strided.h"
+#include "kernels/ops/swiglu.h"
+#include "kernels/ops/topk_select.h"
+#include "tests/ops/attention_oracle.h"
+#include "tests/support/random_tensor.h"
+
+namespace baleen::testing {
+
+inline constexpr int64_t kT = 70, kS = 70, kH = 2, kQ = 6, kV = 4, kK = 16, kI = 3, kJ = 8,
+                         kD = 300;
+inline constexpr int64_t kE = 5, kA = 3;
+
+// Makes the inputs, and returns what calls the op on them.
+using Call = std::function<std::vector<Tensor>()>;
+struct OpCase {
+  const char* name;
+  std::function<Call(const Context&, DType)> make;
+};
+
+// The tests' bf16 tensors exist dry only: nothing computes on them.
+inline Tensor In(const Context& context, DType dtype, Shape shape, uint64_t seed = 1) {
+  if (dtype == DType::kBF16) return context.Zeros(dtype, std::move(shape));
+  return RandomTensor(context, dtype, std::move(shape), seed);
+}
+inline Tensor Sums(const Context& context, DType dtype, Shape shape) {
+  return In(context, dtype == DType::kF64 ? DType::kF64 : DType::kF32, std::move(shape), 9);
+}
+inline Tensor Ints(const Context& context, Shape shape, int32_t modulus) {
+  std::vector<int32_t> values(NumElements(shape));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(i % modulus);
+  return IntTensorOf(context, std::move(shape), values);
+}
+// Row t names key 0 and its last kK - 1 keys.
+inline Tensor ListedKeys(const Context& context) {
+  std::vector<int32_t> ids;
+  for (int64_t t = 0; t < kT; ++t) {
+    const int64_t first = std::max<int64_t>(0, t + 1 - kK);
+    ids.push_back(0);
+    for (int64_t i = 1; i < kK; ++i) {
+      ids.push_back(first + i <= t ? static_cast<int32_t>(first + i) : -1);
+    }
+  }
+  return IntTensorOf(context, {kT, kK}, ids);
+}
+
+struct AttentionInputs {
+  AttentionInputs(const Context& context, DType dtype)
+      : q(In(context, dtype, {kT, kH, kQ})),
+        k(In(context, dtype, {kS, kH, kQ}, 2)),
+        v(In(context, dtype, {kS, kH, kV}, 3)),
+        d_out(In(context, dtype, {kT, kH, kV}, 4)),
+        forward{In(context, dtype, {kT, kH, kV}, 5), Sums(context, dtype, {kT, kH})},
+        dk(Sums(context, dtype, k.shape())),
+        dv(Sums(context, dtype, v.shape())),
+        windows(CausalWindows(context, kT)),
+        ids(ListedKeys(context)),
+        target(Sums(context, dtype, {kT, kK})) {}
+  Tensor q, k, v, d_out;
+  AttentionResult forward;
+  Tensor dk, dv;
+  KeyWindows windows;
+  Tensor ids, target;
+};
+
+struct IndexerInputs {
+  IndexerInputs(const Context& context, DType dtype)
+      : q(In(context, dtype, {kT, kI, kJ})),
+        k(In(context, dtype, {kS, kJ}, 2)),
+        w(Sums(context, dtype, {kT, kI})),
+        dk(Sums(context, dtype, {kS, kJ})),
+        dense{In(context, dtype, {kT, kH, kQ}, 3), In(context, dtype, {kS, kH, kQ}, 4),
+              Sums(context, dtype, {kT, kH}), 0.3},
+        target(Sums(context, dtype, {kT, kK})),
+        windows(CausalWindows(context, kT)),
+        ids(ListedKeys(context)) {}
+  Tensor q, k, w, dk;
+  DenseTarget dense;
+  Tensor target;
+  KeyWindows windows;
+  Tensor ids;
+};
+
+inline std::vector<OpCase> AttentionCases() {
+  return {
+      {"Attention",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
+           const AttentionResult r = Attention(c, in.q, in.k, in.v, in.windows, 0.4);
+           return {r.o_THV, r.lse_TH};
+         };
+       }},
+      {"AttentionBackward",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
+           return {AttentionBackward(c, in.d_out, in.q, in.k, in.v, in.forward, in.windows, 0.4,
+                                     in.dk, in.dv)};
+         };
+       }},
+      {"MaskedAttention",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
+           const AttentionResult r = MaskedAttention(c, in.q, in.k, in.v, in.ids, 0.4);
+           return {r.o_THV, r.lse_TH};
+         };
+       }},
+      {"MaskedAttentionBackward",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
+           return {MaskedAttentionBackward(c, in.d_out, in.q, in.k, in.v, in.forward, in.ids, 0.4,
+                                           in.dk, in.dv, in.target)};
+         };
+       }},
+      {"SparseAttention",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = AttentionInputs(c, d), kv = In(c, d, {kS, kQ})]() -> std::vector<Tensor> {
+           const SparseAttentionResult r = SparseAttention(c, in.q, kv, in.ids, kV, 0.4);
+           return {r.o_THV, r.lse_TH};
+         };
+       }},
+      {"SparseAttentionBackward",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = AttentionInputs(c, d), kv = In(c, d, {kS, kQ}),
+                 dkv = Sums(c, d, {kS, kQ})]() -> std::vector<Tensor> {
+           return {SparseAttentionBackward(c, in.d_out, in.q, kv,
+                                           {in.forward.o_THV, in.forward.lse_TH}, in.ids, 0.4, dkv,
+                                           in.target)};
+         };
+       }},
+      {"IndexerScores",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
+           return {IndexerScores(c, in.q, in.k, in.w, in.windows)};
+         };
+       }},
+      {"TopkSelect",
+       [](const Context& c, DType d) -> Call {
+         return [&c, scores = Sums(c, d, {kT, kS}),
+                 windows = CausalWindows(c, kT)]() -> std::vector<Tensor> {
+           const TopkResult r = TopkSelect(c, scores, windows, kK);
+           return {r.ids_TK, r.ties_T, r.nan_row_1};
+         };
+       }},
+      {"SparseIndexerLoss",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
+           const IndexerLossResult r =
+               SparseIndexerLoss(c, in.q, in.k, in.w, in.ids, in.target, 0.5, 1, in.dk);
+           return {r.loss_T, r.dq_TIJ, r.dw_TI};
+         };
+       }},
+      {"DenseIndexerLoss",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
+           const IndexerLossResult r =
+               DenseIndexerLoss(c, in.q, in.k, in.w, in.dense, in.windows, 1, 32, in.dk);
+           return {r.loss_T, r.dq_TIJ, r.dw_TI};
+         };
+       }},
+      {"DenseTargetProbabilities",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
+           return {DenseTargetProbabilities(c, in.dense, in.windows)};
+         };
+       }},
+      {"SelectionQuality",
+       [](const Context& c, DType d) -> Call {
+         return [&c, in = IndexerInputs(c, d), p = Sums(c, d, {kT, kS})]() -> std::vector<Tensor> {
+           const SelectionQualityResult r = SelectionQuality(c, p, in.ids, in.windows);
+           return {r.mass_T, r.best_mass_T, r.recall_T};
+         };
+       }},
+      {"HadamardTransform",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, 64})]() -> std::vector<Tensor> {
+           return {HadamardTransform(c, x)};
+         };
+       }},
+      {"SimulateFp8",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, 64})]() -> std::vector<Tensor> {
+           return {SimulateFp8(c, x, 32)};
+         };
+       }},
+  };
+}
+
+inline std::vector<OpCase> MatmulCases() {
+  return {
+      {"Matmul",
+       [](const Context& c, DType d) -> Call {
+         return [&c, a = In(c, d, {4, 7, 300}), b = In(c, d, {300, 9}),
+                 r = In(c, d, {4, 7, 9})]() -> std::vector<Tensor> {
+           Matmul(c, AsBatch(a), Transpose::kNo, AsMatrix(b), Transpose::kNo, AsBatch(r));
+           return {};
+         };
+       }},
+      {"Linear",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD}), w = In(c, d, {700, kD})]() -> std::vector<Tensor> {
+           return {Linear(c, x, w)};
+         };
+       }},
+      {"LinearBackwardInput",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dy = In(c, d, {kT, 700}), w = In(c, d, {700, kD})]() -> std::vector<Tensor> {
+           return {LinearBackwardInput(c, dy, w)};
+         };
+       }},
+      {"LinearBackwardWeight",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dy = In(c, d, {kT, 700}), x = In(c, d, {kT, kD}),
+                 dw = Sums(c, d, {700, kD})]() -> std::vector<Tensor> {
+           LinearBackwardWeight(c, dy, x, dw);
+           return {};
+         };
+       }},
+      {"GroupedLinear",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {60, kD}), w = In(c, d, {kE, 40, kD}),
+                 offsets =
+                     IntTensorOf(c, {kE + 1}, {0, 12, 24, 36, 48, 60})]() -> std::vector<Tensor> {
+           return {GroupedLinear(c, x, w, offsets)};
+         };
+       }},
+      {"GroupedLinearBackwardInput",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dy = In(c, d, {60, 40}), w = In(c, d, {kE, 40, kD}),
+                 offsets =
+                     IntTensorOf(c, {kE + 1}, {0, 12, 24, 36, 48, 60})]() -> std::vector<Tensor> {
+           return {GroupedLinearBackwardInput(c, dy, w, offsets)};
+         };
+       }},
+      {"GroupedLinearBackwardWeight",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dy = In(c, d, {60, 40}), x = In(c, d, {60, kD}), dw = Sums(c, d, {kE, 40, kD}),
+                 offsets =
+                     IntTensorOf(c, {kE + 1}, {0, 12, 24, 36, 48, 60})]() -> std::vector<Tensor> {
+           GroupedLinearBackwardWeight(c, dy, x, offsets, dw);
+           return {};
+         };
+       }},
+  };
+}
+
+inline std::vector<OpCase> RowCases() {
+  return {
+      {"RmsNorm",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD}), w = In(c, d, {kD})]() -> std::vector<Tensor> {
+           const RmsNormResult r = RmsNorm(c, x, w, 1e-6);
+           return {r.y, r.rstd};
+         };
+       }},
+      {"RmsNormBackward",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD}), w = In(c, d, {kD}), rstd = Sums(c, d, {kT}),
+                 dw = Sums(c, d, {kD})]() -> std::vector<Tensor> {
+           RmsNormBackwardWeight(c, x, x, rstd, dw);
+           return {RmsNormBackwardInput(c, x, x, w, rstd)};
+         };
+       }},
+      {"LayerNorm",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD}), w = In(c, d, {kD})]() -> std::vector<Tensor> {
+           const LayerNormResult r = LayerNorm(c, x, w, w, 1e-6);
+           return {r.y, r.mean, r.rstd};
+         };
+       }},
+      {"LayerNormBackward",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD}), w = In(c, d, {kD}), s = Sums(c, d, {kT}),
+                 dw = Sums(c, d, {kD}), db = Sums(c, d, {kD})]() -> std::vector<Tensor> {
+           LayerNormBackwardWeight(c, x, x, s, s, dw, db);
+           return {LayerNormBackwardInput(c, x, x, w, s, s)};
+         };
+       }},
+      {"Swiglu",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD})]() -> std::vector<Tensor> {
+           const SwigluGradients g = SwigluBackward(c, x, x, x);
+           return {Swiglu(c, x, x), g.dgate, g.dup};
+         };
+       }},
+      {"Rope",
+       [](const Context& c, DType d) -> Call {
+         return [&c, d, x = In(c, d, {kT, kH, 6}),
+                 positions = Ints(c, {kT}, 50)]() -> std::vector<Tensor> {
+           const RopeTable table = MakeRopeTable(c, d, RopeFrequencies({.dim = 4}), 50);
+           ApplyRope(c, PerHead(x).Columns(0, 4), positions, table, RopeLayout::kHalfSplit,
+                     RopeDirection::kForward);
+           return {table.cos, table.sin};
+         };
+       }},
+      {"Elementwise",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD}), y = In(c, d, {kT, kD})]() -> std::vector<Tensor> {
+           AddInPlace(c, x, y);
+           ScaleInPlace(c, x, 2);
+           FillZero(c, y);
+           Copy(c, x, y);
+           const Tensor joined = ConcatColumns(c, x, y);
+           return {Add(c, x, y), Clone(c, x), joined, SliceColumns(c, joined, 5, 100),
+                   Cast(c, x, DType::kBF16)};
+         };
+       }},
+      {"Strided",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kH, kQ}), y = In(c, d, {kT, kQ})]() -> std::vector<Tensor> {
+           CopyView(c, AsMatrix(y), PerHead(x));
+           AddBatchSum(c, PerHead(x), AsMatrix(y));
+           return {};
+         };
+       }},
+      {"Embedding",
+       [](const Context& c, DType d) -> Call {
+         return [&c, ids = Ints(c, {kT}, 30), table = In(c, d, {20, kD}), dy = In(c, d, {kT, kD}),
+                 dtable = Sums(c, d, {20, kD})]() -> std::vector<Tensor> {
+           EmbeddingBackward(c, ids, dy, dtable, 5);
+           return {EmbeddingLookup(c, ids, table, 5)};
+         };
+       }},
+      {"CrossEntropy",
+       [](const Context& c, DType d) -> Call {
+         return [&c, logits = In(c, d, {kT, 90}), targets = Ints(c, {kT}, 90),
+                 part = Sums(c, d, {2, kT})]() -> std::vector<Tensor> {
+           const CrossEntropyStats stats = CrossEntropyLocalStats(c, logits, targets, 0);
+           const CrossEntropyStats whole = CombineCrossEntropyStats(c, {part, part, part});
+           CrossEntropyBackwardInPlace(c, logits, targets, whole, 0, 0.1);
+           return {stats.row_max_T, stats.row_sum_T, stats.target_logit_T, whole.row_max_T,
+                   CrossEntropyLoss(c, whole, targets)};
+         };
+       }},
+      {"Reduce",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kD}), sum = In(c, DType::kF64, {1})]() -> std::vector<Tensor> {
+           AddSumOfSquares(c, x, sum);
+           AddSum(c, x, sum);
+           return {};
+         };
+       }},
+      {"Adamw",
+       [](const Context& c, DType d) -> Call {
+         return [&c, p = Sums(c, d, {kD}), g = Sums(c, d, {kD}), m = Sums(c, d, {kD}),
+                 v = Sums(c, d, {kD}), control = Sums(c, d, {2}),
+                 sum = In(c, DType::kF64, {1})]() -> std::vector<Tensor> {
+           ClipControl(c, sum, 1.0, control);
+           ShareSkipFlag(c, control, control);
+           AdamwUpdate(c, AdamwParams(), p, g, m, v, control);
+           return {};
+         };
+       }},
+  };
+}
+
+inline std::vector<OpCase> RoutingCases() {
+  const RouterParams params = {.num_experts_per_tok = kA};
+  return {
+      {"Router",
+       [params](const Context& c, DType d) -> Call {
+         return [&c, params, logits = In(c, d, {kT, kE}), bias = Sums(c, d, {kE}),
+                 counts = c.Zeros(DType::kI64, {kE})]() -> std::vector<Tensor> {
+           const RouterResult r = Route(c, logits, bias, params);
+           const RouterResult again = RouteWithIds(c, logits, r.expert_ids_TA, params);
+           CountExperts(c, r.expert_ids_TA, counts);
+           return {r.scores_TE, r.expert_ids_TA, r.weights_TA, again.weights_TA,
+                   RouteBackward(c, r.weights_TA, Tensor(), r, params)};
+         };
+       }},
+      {"Balance",
+       [](const Context& c, DType d) -> Call {
+         return [&c, scores = In(c, d, {kT, kE}),
+                 sequence = Ints(c, {kT}, 2)]() -> std::vector<Tensor> {
+           const BalanceStats stats = BalanceLocalStats(c, scores, sequence, 2, kA);
+           return {stats.counts_BE, stats.prob_sum_BE,
+                   BalanceBackward(c, scores, sequence, stats.prob_sum_BE)};
+         };
+       }},
+      {"Permutation",
+       [](const Context& c, DType d) -> Call {
+         return [&c, ids = Ints(c, {kT, kA}, kE), x = In(c, d, {kT, kD}),
+                 weights = In(c, d, {kT, kA})]() -> std::vector<Tensor> {
+           const Permutation p = BuildPermutation(c, ids, 0, kE);
+           const Tensor rows = GatherRows(c, x, p.source_row_N);
+           const CombineGradients g = CombineRowsBackward(c, x, rows, p.row_of_slot_TA, weights);
+           return {p.source_row_N,
+                   p.row_of_slot_TA,
+                   p.offsets_L1,
+                   rows,
+                   CombineRows(c, rows, p.row_of_slot_TA, weights),
+                   g.dx_ND,
+                   g.dweights_TA,
+                   GatherRowsBackward(c, g.dx_ND, p.row_of_slot_TA)};
+         };
+       }},
+  };
+}
+
+inline std::vector<OpCase> AllCases() {
+  std::vector<OpCase> all;
+  for (const auto& cases : {AttentionCases(), MatmulCases(), RowCases(), RoutingCases()}) {
+    all.insert(all.end(), cases.begin(), cases.end());
+  }
+  return all;
+}
+
+}  // namespace baleen::testing

@@ -1,0 +1,49 @@
+// LayoutRig: one training step's gradients of a small model under any layout, on the ranks of a
+// communicator; and what is compared between layouts.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "trainer/model_work.h"
+#include "trainer/optimizer.h"
+#include "trainer/stage_layout.h"
+#include "trainer/training_stage.h"
+
+namespace baleen::testing {
+
+struct RigCase {
+  StageConfig stage;  // attention, train, parallelism, batch sizes, seq_length, recompute
+  ModelConfig model;
+  bool document_mask = false;
+  bool measure_indexer = false;
+  int64_t attention_chunk = 0;    // 0: the default
+  int64_t expert_rows = -1;       // -1: the layout's
+  std::vector<int> sample_order;  // empty: 0, 1, 2, ...
+  std::vector<int> expert_order;  // new place of each expert of every layer; empty: as they are
+  // Added to the router's bias of expert 0: all tokens go there (positive) or none (negative).
+  double first_expert_bias = 0;
+};
+
+// What does not depend on the layout: summed over all ranks, whole tensors by the checkpoint's
+// name.
+struct StepOutcome {
+  double lm_loss = 0, mtp_loss = 0, balance = 0;
+  std::vector<double> kl, mass, recall, ties;
+  std::vector<int64_t> expert_counts, selection_hash;
+  double norm_main = 0, norm_indexer = 0;  // 0 where the group does not train
+  // Parts of gradients on this rank after the reduction: (name, box, values).
+  struct Piece {
+    std::string name;
+    Box box;
+    std::vector<double> values;
+  };
+  std::vector<Piece> gradients;
+};
+
+// On every rank of `world`, together. ConfigError when the layout cannot be.
+absl::StatusOr<StepOutcome> RunOneStep(const RigCase& rig_case, Communicator& world);
+
+}  // namespace baleen::testing
