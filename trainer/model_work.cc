@@ -2,10 +2,15 @@
 
 namespace baleen {
 
+GradientsReady ModelWork::ReadyAfter(int part) {
+  return ++formed_[part] == batches_.size() ? ready_ : nullptr;
+}
+
 Tensor ModelWork::Forward(int part, int microbatch, const Tensor& x) {
   const ModelPart& model = model_.part(part);
   const Batch& batch = batches_[microbatch];
-  if (kind_ == PassKind::kWarmUp) return model.WarmUp(context_, batch, pass_, x, stats_);
+  if (kind_ == PassKind::kWarmUp)
+    return model.WarmUp(context_, batch, pass_, x, stats_, ReadyAfter(part));
   ModelPart::Saved saved;
   const Tensor y = model.Forward(context_, batch, pass_, x, stats_, saved);
   if (read_losses_ && model.layers().last) read_losses_(batch, saved.lm_loss_R);
@@ -20,7 +25,7 @@ Tensor ModelWork::BackwardInput(int part, int microbatch, const Tensor& dy) {
 
 void ModelWork::BackwardWeight(int part, int microbatch) {
   model_.part(part).BackwardWeight(context_, batches_[microbatch], pass_, stats_,
-                                   SavedOf(part, microbatch));
+                                   SavedOf(part, microbatch), ReadyAfter(part));
   saved_.erase({part, microbatch});
 }
 

@@ -33,6 +33,8 @@ class ModelWork : public PipelineWork {
         kind_(kind),
         stats_(stats) {}
 
+  // Called as parameters get their last gradient of the step.
+  void set_gradients_ready(GradientsReady ready) { ready_ = std::move(ready); }
   void set_loss_reader(LossReader reader) { read_losses_ = std::move(reader); }
 
   Tensor Forward(int part, int microbatch, const Tensor& x) override;
@@ -51,7 +53,12 @@ class ModelWork : public PipelineWork {
   const PassOptions& pass_;
   PassKind kind_;
   StepStats& stats_;
+  // `ready_` for the last of the microbatches whose gradients this part forms, else nothing.
+  GradientsReady ReadyAfter(int part);
+
   LossReader read_losses_;
+  GradientsReady ready_;
+  std::map<int, size_t> formed_;  // by part: microbatches whose gradients are formed
   std::map<std::pair<int, int>, ModelPart::Saved> saved_;  // by (part, microbatch)
 };
 

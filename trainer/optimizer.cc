@@ -14,36 +14,64 @@ Optimizer::Optimizer(Context& context, const ParameterStore& parameters,
                      const GridCommunicators& grid, Communicator& world)
     : context_(context), parameters_(parameters), config_(config), world_(world) {
   const ScopedUse use(context, "optimizer");
-  for (const ParameterGroup group : trained) {
-    if (parameters.num_elements(group) == 0) continue;
-    const Tensor& value = parameters.buffer(group).value;
+  shard_of_parameter_.assign(parameters.size(), -1);
+  const std::vector<Bucket>& buckets = parameters.buckets();
+  for (size_t index = 0; index < buckets.size(); ++index) {
+    const Bucket& bucket = buckets[index];
+    const ParameterGroup group = bucket.group;
+    if (std::find(trained.begin(), trained.end(), group) == trained.end()) continue;
+    const DType dtype = parameters.buffer(group).value.dtype();
     OptimizerShard shard;
     shard.group = group;
     shard.axis = &AxisOf(group, grid);
-    CHECK_EQ(value.num_elements() % shard.axis->size(), 0);
-    shard.count = value.num_elements() / shard.axis->size();
-    shard.begin = shard.count * shard.axis->rank();
-    shard.m = context.Zeros(value.dtype(), {shard.count});
-    shard.v = context.Zeros(value.dtype(), {shard.count});
+    shard.bucket = static_cast<int>(index);
+    CHECK_EQ(bucket.count % shard.axis->size(), 0);
+    shard.count = bucket.count / shard.axis->size();
+    shard.begin = bucket.begin + shard.count * shard.axis->rank();
+    shard.m = context.Zeros(dtype, {shard.count});
+    shard.v = context.Zeros(dtype, {shard.count});
+    for (const int id : bucket.parameters)
+      shard_of_parameter_[id] = static_cast<int>(shards_.size());
     shards_.push_back(shard);
     Clip& clip = ClipOf(group);
+    if (clip.used) continue;
     clip.used = true;
     clip.max_norm =
         group == ParameterGroup::kIndexer ? config.clip_grad.indexer : config.clip_grad.main;
     clip.sum_of_squares_1 = context.Zeros(DType::kF64, {1});
-    clip.control_2 = context.Zeros(value.dtype(), {2});
+    clip.control_2 = context.Zeros(dtype, {2});
   }
 }
 
 void Optimizer::ZeroGradients() {
-  for (const OptimizerShard& shard : shards_)
-    FillZero(context_, parameters_.buffer(shard.group).grad);
+  missing_.clear();
+  for (const OptimizerShard& shard : shards_) {
+    const Bucket& bucket = parameters_.buckets()[shard.bucket];
+    FillZero(context_, parameters_.buffer(shard.group).grad.Flat(bucket.begin, bucket.count));
+    missing_.push_back(static_cast<int>(bucket.parameters.size()));
+  }
+}
+
+void Optimizer::GradientsReady(int first, int end) {
+  for (int id = first; id < end; ++id) {
+    const int shard = shard_of_parameter_[id];
+    if (shard < 0 || shards_[shard].group == ParameterGroup::kEmbedding) continue;
+    if (--missing_[shard] == 0) Reduce(shard);
+  }
+}
+
+void Optimizer::Reduce(size_t index) {
+  const OptimizerShard& shard = shards_[index];
+  const Bucket& bucket = parameters_.buckets()[shard.bucket];
+  const Tensor& grad = parameters_.buffer(shard.group).grad;
+  shard.axis->ReduceScatter("gradients", grad.Flat(bucket.begin, bucket.count),
+                            grad.Flat(shard.begin, shard.count));
+  missing_[index] = 0;
 }
 
 void Optimizer::ReduceGradients() {
-  for (const OptimizerShard& shard : shards_) {
-    const Tensor& grad = parameters_.buffer(shard.group).grad;
-    shard.axis->ReduceScatter("gradients", grad, grad.Flat(shard.begin, shard.count));
+  for (size_t index = 0; index < shards_.size(); ++index) {
+    if (missing_[index] > 0) Reduce(index);
   }
 }
 
@@ -78,8 +106,8 @@ void Optimizer::Update(double lr, int64_t step) {
   for (const OptimizerShard& shard : shards_) {
     const FlatBuffer& buffer = parameters_.buffer(shard.group);
     const Tensor& control = ClipOf(shard.group).control_2;
-    for (const Parameter& parameter : parameters_.parameters()) {
-      if (parameter.group != shard.group) continue;
+    for (const int id : parameters_.buckets()[shard.bucket].parameters) {
+      const Parameter& parameter = parameters_.at(id);
       const int64_t begin = std::max(parameter.begin, shard.begin);
       const int64_t end =
           std::min(parameter.begin + parameter.value.num_elements(), shard.begin + shard.count);
@@ -95,8 +123,10 @@ void Optimizer::Update(double lr, int64_t step) {
 
 void Optimizer::GatherParameters() {
   for (const OptimizerShard& shard : shards_) {
+    const Bucket& bucket = parameters_.buckets()[shard.bucket];
     const Tensor& value = parameters_.buffer(shard.group).value;
-    shard.axis->AllGather("parameters", value.Flat(shard.begin, shard.count), value);
+    shard.axis->AllGather("parameters", value.Flat(shard.begin, shard.count),
+                          value.Flat(bucket.begin, bucket.count));
   }
 }
 

@@ -131,6 +131,7 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   optimizer.ZeroGradients();
   const PassKind kind = stage.recipe().forward_only ? PassKind::kWarmUp : PassKind::kTrain;
   ModelWork work(stage.model_context(), stage.model(), batch.microbatches, pass, kind, stats);
+  work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
   RunPipeline(stage.program(), stage.layout().part_rank, *stage.axes().pp, work);
   ReduceStats(stage.world(), stats);
   RETURN_IF_ERROR(CheckScores(stats));

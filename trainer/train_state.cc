@@ -35,40 +35,39 @@ std::optional<StatePiece> PieceOf(const Parameter& parameter, const std::string&
   return piece;
 }
 
-const OptimizerShard* ShardOf(TrainingStage& stage, ParameterGroup group) {
-  for (const OptimizerShard& shard : stage.optimizer().shards()) {
-    if (shard.group == group) return &shard;
-  }
-  return nullptr;
-}
-
 // The moments of this rank's share; the same pieces are what is saved and what is loaded.
 std::vector<StatePiece> MomentPieces(TrainingStage& stage) {
   std::vector<StatePiece> pieces;
-  for (const Parameter& parameter : stage.parameters().parameters()) {
-    const OptimizerShard* shard = ShardOf(stage, parameter.group);
-    if (shard == nullptr) continue;
-    const int64_t end = shard->begin + shard->count;
-    for (const auto& [prefix, moment] :
-         {std::pair{kFirstMoment, &shard->m}, std::pair{kSecondMoment, &shard->v}}) {
-      auto piece = PieceOf(parameter, prefix, *moment, shard->begin, shard->begin, end);
-      if (piece) pieces.push_back(*std::move(piece));
+  const ParameterStore& parameters = stage.parameters();
+  for (const OptimizerShard& shard : stage.optimizer().shards()) {
+    const int64_t end = shard.begin + shard.count;
+    for (const int id : parameters.buckets()[shard.bucket].parameters) {
+      for (const auto& [prefix, moment] :
+           {std::pair{kFirstMoment, &shard.m}, std::pair{kSecondMoment, &shard.v}}) {
+        auto piece = PieceOf(parameters.at(id), prefix, *moment, shard.begin, shard.begin, end);
+        if (piece) pieces.push_back(*std::move(piece));
+      }
     }
   }
   return pieces;
 }
 
-// Values: an even cut over the ranks that share the buffer, as ZeRO-1 cuts it, whether the group
-// trains or not.
+// Values: an even cut of each bucket over the ranks that share it, as ZeRO-1 cuts it, whether the
+// group trains or not.
 std::vector<StatePiece> ValuePieces(TrainingStage& stage, const ChangedParameters& changed) {
   std::vector<StatePiece> pieces;
-  for (const Parameter& parameter : stage.parameters().parameters()) {
-    if (changed.count(parameter.name) == 0) continue;
-    const Communicator& axis = AxisOf(parameter.group, stage.axes());
-    const Tensor& buffer = stage.parameters().buffer(parameter.group).value;
-    const int64_t share = buffer.num_elements() / axis.size();
-    auto piece = PieceOf(parameter, "", buffer, 0, share * axis.rank(), share * (axis.rank() + 1));
-    if (piece) pieces.push_back(*std::move(piece));
+  const ParameterStore& parameters = stage.parameters();
+  for (const Bucket& bucket : parameters.buckets()) {
+    const Communicator& axis = AxisOf(bucket.group, stage.axes());
+    const int64_t share = bucket.count / axis.size();
+    const int64_t begin = bucket.begin + share * axis.rank();
+    for (const int id : bucket.parameters) {
+      const Parameter& parameter = parameters.at(id);
+      if (changed.count(parameter.name) == 0) continue;
+      auto piece =
+          PieceOf(parameter, "", parameters.buffer(bucket.group).value, 0, begin, begin + share);
+      if (piece) pieces.push_back(*std::move(piece));
+    }
   }
   return pieces;
 }
@@ -81,6 +80,22 @@ void AddChanged(TrainingStage& stage, ChangedParameters& changed) {
         parameter.group == ParameterGroup::kBuffer && stage.recipe().bias_update_speed != 0;
     if (!parameter.grad.empty() || bias) changed.insert(parameter.name);
   }
+}
+
+// What no rank saved is read from the source again: of the whole model, not of one rank's part.
+void NameFrozen(const TrainingStage& stage, const WeightSource& source,
+                const std::vector<RankFileRecord>& files, StateMetadata& metadata) {
+  std::set<std::string> saved;
+  for (const RankFileRecord& file : files) {
+    for (const TensorRecord& tensor : file.tensors) saved.insert(tensor.name);
+  }
+  FrozenSource frozen = source.AsFrozenSource();
+  for (const CatalogEntry& entry :
+       TensorCatalog(stage.model_config(), {.with_indexer = stage.recipe().use_indexer})) {
+    if (entry.duplicate_of.empty() && saved.count(entry.name) == 0)
+      frozen.tensors.push_back(entry.name);
+  }
+  if (!frozen.tensors.empty()) metadata.sources.push_back(std::move(frozen));
 }
 
 std::string JobId() {
@@ -208,11 +223,6 @@ absl::StatusOr<std::string> SaveTrainState(TrainingStage& stage, const WeightSou
   metadata.layout = absl::StrCat(stage.grid().DebugString(), ", ", world.size(), " ranks");
   metadata.extra["skipped_steps"] = absl::StrCat(request.position.skipped_steps);
   for (const auto& [key, value] : request.identity) metadata.extra["identity." + key] = value;
-  FrozenSource frozen = source.AsFrozenSource();
-  for (const Parameter& parameter : stage.parameters().parameters()) {
-    if (changed.count(parameter.name) == 0) frozen.tensors.push_back(parameter.name);
-  }
-  if (!frozen.tensors.empty()) metadata.sources.push_back(std::move(frozen));
 
   std::string published;
   if (world.rank() == 0) {
@@ -222,6 +232,7 @@ absl::StatusOr<std::string> SaveTrainState(TrainingStage& stage, const WeightSou
       if (!file.ok()) status = file.status();
       if (file.ok()) files.push_back(*std::move(file));
     }
+    NameFrozen(stage, source, files, metadata);
     if (status.ok()) {
       auto result = PublishState(request.directory, temp_dir, metadata, files);
       status = result.status();

@@ -114,7 +114,9 @@ void ReadStats(Communicator& world, const StepStats& stats, StepOutcome& outcome
 void ReadGradients(Optimizer& optimizer, const ParameterStore& store, StepOutcome& outcome) {
   for (const OptimizerShard& shard : optimizer.shards()) {
     const Tensor& grad = store.buffer(shard.group).grad;
-    shard.axis->AllGather("test gradients", grad.Flat(shard.begin, shard.count), grad);
+    const Bucket& bucket = store.buckets()[shard.bucket];
+    shard.axis->AllGather("test gradients", grad.Flat(shard.begin, shard.count),
+                          grad.Flat(bucket.begin, bucket.count));
   }
   for (const Parameter& p : store.parameters()) {
     if (!p.grad.empty()) outcome.gradients.push_back({p.name, p.box, ToDoubles(p.grad)});
@@ -137,7 +139,7 @@ absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world) {
   ParameterStore store;
   const Model model(c.model, layout.PartsOf(axes.pp->rank()), recipe.use_indexer,
                     layout.PlacementOf(world.rank()), store);
-  store.Allocate(context, DType::kF64, axes, recipe.trained);
+  store.Allocate(context, DType::kF64, axes, recipe.trained, c.bucket_elements);
   FillParameters(c, store);
   Optimizer optimizer(context, store, c.stage.optimizer, recipe.trained, axes, world);
   const RopeTable rope = MakeModelRope(context, c.model, DType::kF64, c.stage.data.seq_length);
@@ -151,6 +153,8 @@ absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world) {
   const ModelContext model_context{context, c.model, recipe.options, store, rope, axes};
   ModelWork work(model_context, model, step.batches, pass,
                  recipe.forward_only ? PassKind::kWarmUp : PassKind::kTrain, stats);
+  optimizer.ZeroGradients();
+  work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
   RunPipeline(schedule.schedule.programs[axes.pp->rank()], layout.part_rank, *axes.pp, work);
 
   StepOutcome outcome;

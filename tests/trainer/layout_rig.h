@@ -19,10 +19,11 @@ struct RigCase {
   ModelConfig model;
   bool document_mask = false;
   bool measure_indexer = false;
-  int64_t attention_chunk = 0;    // 0: the default
-  int64_t expert_rows = -1;       // -1: the layout's
-  std::vector<int> sample_order;  // empty: 0, 1, 2, ...
-  std::vector<int> expert_order;  // new place of each expert of every layer; empty: as they are
+  int64_t attention_chunk = 0;     // 0: the default
+  int64_t bucket_elements = 3000;  // several buckets even in a small model
+  int64_t expert_rows = -1;        // -1: the layout's
+  std::vector<int> sample_order;   // empty: 0, 1, 2, ...
+  std::vector<int> expert_order;   // new place of each expert of every layer; empty: as they are
   // Added to the router's bias of expert 0: all tokens go there (positive) or none (negative).
   double first_expert_bias = 0;
 };

@@ -95,6 +95,7 @@ void Block::SelectKeys(const ModelContext& model, const Batch& batch, StepStats&
   }
   const TopkResult selected = indexer_->Select(model, batch, saved.indexer);
   saved.ids_RK = selected.ids_TK;
+  if (model.context.dry()) return;  // nothing was scored
   double ties = 0;
   for (int64_t t = 0; t < selected.ties_T.num_elements(); ++t)
     ties += selected.ties_T.data<int32_t>()[t];

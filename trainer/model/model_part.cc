@@ -12,13 +12,17 @@ ModelPart::ModelPart(const ModelConfig& config, const PartLayers& layers, bool u
   const bool mtp = layers.last && config.num_nextn_predict_layers > 0;
   if (layers.first || mtp) embedding_.emplace(config, placement, store);
   for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
+    first_id_.push_back(store.size());
     blocks_.emplace_back(config, absl::StrCat("model.layers.", layer), layer,
                          config.IsMoeLayer(layer), use_indexer, placement, store);
   }
+  first_id_.push_back(store.size());
+  end_id_ = store.size();
   if (!layers.last) return;
   norm_ = store.Declare("model.norm.weight", {config.hidden_size}, ParameterGroup::kMain);
   head_.emplace(config, placement, store);
   if (mtp) mtp_.emplace(config, use_indexer, placement, store);
+  end_id_ = store.size();
 }
 
 // ---- Forward -----------------------------------------------------------------------------------
@@ -133,7 +137,8 @@ void ModelPart::BeginBackward(const ModelContext& model, const Batch& batch,
 }
 
 void ModelPart::BackwardWeight(const ModelContext& model, const Batch& batch,
-                               const PassOptions& pass, StepStats& stats, Saved& saved) const {
+                               const PassOptions& pass, StepStats& stats, Saved& saved,
+                               const GradientsReady& ready) const {
   if (mtp_) {
     mtp_->BackwardWeight(model, batch, pass, stats, saved.mtp);
     embedding_->BackwardWeight(model, batch.mtp_tokens_G, saved.dmtp_embedding);
@@ -142,9 +147,11 @@ void ModelPart::BackwardWeight(const ModelContext& model, const Batch& batch,
     RmsNormBackwardWeight(model.context, saved.dnorm, saved.out, saved.out_rstd,
                           model.parameters.grad(norm_));
   }
+  if (ready) ready(first_id_.back(), end_id_);
   for (size_t i = blocks_.size(); i-- > 0;) {
     blocks_[i].BackwardWeight(model, batch, pass, stats, saved.blocks[i]);
     saved.blocks[i] = Block::Saved();
+    if (ready) ready(first_id_[i], first_id_[i + 1]);
   }
   if (layers_.first) embedding_->BackwardWeight(model, batch.tokens_G, saved.dembedding);
 }
@@ -152,12 +159,13 @@ void ModelPart::BackwardWeight(const ModelContext& model, const Batch& batch,
 // ---- Without a backward ------------------------------------------------------------------------
 
 Tensor ModelPart::WarmUp(const ModelContext& model, const Batch& batch, const PassOptions& pass,
-                         const Tensor& x_in, StepStats& stats) const {
+                         const Tensor& x_in, StepStats& stats, const GradientsReady& ready) const {
   const Context& context = model.context;
   Tensor x = layers_.first ? embedding_->Forward(model, batch.tokens_G) : x_in;
-  for (const Block& block : blocks_) {
+  for (size_t i = 0; i < blocks_.size(); ++i) {
     Block::Saved saved;  // no activation outlives its block
-    x = block.Forward(model, batch, pass, x, stats, saved);
+    x = blocks_[i].Forward(model, batch, pass, x, stats, saved);
+    if (ready) ready(first_id_[i], first_id_[i + 1]);
   }
   if (!layers_.last) return x;
   if (!mtp_) return Tensor();
@@ -166,6 +174,7 @@ Tensor ModelPart::WarmUp(const ModelContext& model, const Batch& batch, const Pa
   const Tensor embedding = embedding_->Forward(model, batch.mtp_tokens_G);
   Mtp::Saved saved;
   mtp_->block().WarmIndexer(model, batch, pass, mtp_->Join(model, embedding, hidden, saved), stats);
+  if (ready) ready(first_id_.back(), end_id_);
   return Tensor();
 }
 

@@ -7,6 +7,7 @@
 // one exchanges rows with other ranks, the other computes.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -23,6 +24,9 @@ struct PartLayers {
   bool first = false;
   bool last = false;
 };
+
+// Parameters first .. end - 1 (ids) have got their last gradient of the step.
+using GradientsReady = std::function<void(int first, int end)>;
 
 class ModelPart {
  public:
@@ -53,8 +57,9 @@ class ModelPart {
   // `dy` is empty in the last part, the result in the first.
   Tensor BackwardInput(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                        const Tensor& dy, Saved& saved) const;
+  // `ready` is given with the step's last microbatch of this part; embeddings are not reported.
   void BackwardWeight(const ModelContext& model, const Batch& batch, const PassOptions& pass,
-                      StepStats& stats, Saved& saved) const;
+                      StepStats& stats, Saved& saved, const GradientsReady& ready = nullptr) const;
 
   // The same in steps: Begin, then Step until it returns false, then take saved.flow.
   static void Begin(const Tensor& x, Saved& saved);
@@ -66,7 +71,7 @@ class ModelPart {
   // The dense warm-up of the part's indexers: a forward pass without head; each block makes its
   // indexer's gradients, and no activation outlives its block.
   Tensor WarmUp(const ModelContext& model, const Batch& batch, const PassOptions& pass,
-                const Tensor& x, StepStats& stats) const;
+                const Tensor& x, StepStats& stats, const GradientsReady& ready = nullptr) const;
 
   // Whole logits [R, W] of the model and, if `mtp`, of the MTP module, where the network is one
   // part (tests and evaluation of small models).
@@ -89,6 +94,8 @@ class ModelPart {
   PartLayers layers_;
   std::optional<Embedding> embedding_;  // first part; and the last, for the MTP module
   std::vector<Block> blocks_;
+  std::vector<int> first_id_;  // of each block's parameters, then of the final norm, head and MTP
+  int end_id_ = 0;
   int norm_ = -1;
   std::optional<Head> head_;
   std::optional<Mtp> mtp_;

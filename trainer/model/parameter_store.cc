@@ -1,6 +1,7 @@
 #include "trainer/model/parameter_store.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/core/check.h"
 
@@ -76,26 +77,47 @@ int ParameterStore::DeclareBox(std::string name, Shape global_shape, Box box, Pa
   parameter.global_shape = std::move(global_shape);
   parameter.box = std::move(box);
   parameter.group = group;
-  FlatBuffer& buffer = buffers_[static_cast<int>(group)];
-  parameter.begin = stacked ? buffer.elements : RoundUp(buffer.elements, kAlignment);
-  buffer.elements = parameter.begin + NumElements(parameter.box.extent);
+  buffers_[static_cast<int>(group)].elements += NumElements(parameter.box.extent);
   parameters_.push_back(std::move(parameter));
   stacked_.push_back(stacked);
   return id;
 }
 
+int64_t ParameterStore::LayOut(ParameterGroup group, int shards, int64_t bucket_elements) {
+  Bucket bucket{.group = group};
+  int64_t end = 0;
+  const auto close = [&] {
+    if (bucket.parameters.empty()) return;
+    bucket.count = RoundUp(end - bucket.begin, kAlignment * shards);
+    end = bucket.begin + bucket.count;
+    buckets_.push_back(std::exchange(bucket, {.group = group, .begin = end}));
+  };
+  for (int id = 0; id < size(); ++id) {
+    Parameter& parameter = parameters_[id];
+    if (parameter.group != group) continue;
+    if (!stacked_[id]) {
+      if (end - bucket.begin >= bucket_elements) close();
+      end = RoundUp(end, kAlignment);
+    }
+    parameter.begin = end;
+    end += NumElements(parameter.box.extent);
+    bucket.parameters.push_back(id);
+  }
+  close();
+  return end;
+}
+
 void ParameterStore::Allocate(Context& context, DType dtype, const GridCommunicators& grid,
-                              const std::vector<ParameterGroup>& trained) {
+                              const std::vector<ParameterGroup>& trained, int64_t bucket_elements) {
   for (int g = 0; g < kNumParameterGroups; ++g) {
+    const auto group = static_cast<ParameterGroup>(g);
     FlatBuffer& buffer = buffers_[g];
-    const int shards = AxisOf(static_cast<ParameterGroup>(g), grid).size();
-    const int64_t padded = RoundUp(buffer.elements, kAlignment * shards);
+    const int64_t padded = LayOut(group, AxisOf(group, grid).size(), bucket_elements);
     {
       const ScopedUse use(context, "parameters");
       buffer.value = context.Zeros(dtype, {padded});
     }
-    if (std::find(trained.begin(), trained.end(), static_cast<ParameterGroup>(g)) !=
-        trained.end()) {
+    if (std::find(trained.begin(), trained.end(), group) != trained.end()) {
       const ScopedUse use(context, "gradients");
       buffer.grad = context.Zeros(dtype, {padded});
     }

@@ -1,9 +1,9 @@
 // ParameterStore: every parameter of a rank, as views into a few flat buffers.
 //
 // Modules declare what they need, then Allocate lays all of it out: one buffer of values per group,
-// and one of gradients for the groups that train in this stage. Zero, reduce, norm, update and save
-// are loops over ranges of those buffers (ZeRO-1 cuts them evenly); a frozen group owns no gradient
-// at all.
+// and one of gradients for the groups that train in this stage, each cut in buckets of consecutive
+// parameters. Zero, reduce, norm, update and save are loops over ranges of those buffers (ZeRO-1
+// cuts each bucket evenly); a frozen group owns no gradient at all.
 #pragma once
 
 #include <map>
@@ -50,9 +50,18 @@ struct Parameter {
 };
 
 struct FlatBuffer {
-  Tensor value;  // [padded]
-  Tensor grad;   // [padded], empty while frozen
-  int64_t elements = 0;
+  Tensor value;          // [padded]
+  Tensor grad;           // [padded], empty while frozen
+  int64_t elements = 0;  // of the parameters, without padding
+};
+
+// What is reduced, and gathered, at once: a range of a group's flat buffer that holds consecutive
+// parameters whole, and divides evenly over the group's axis.
+struct Bucket {
+  ParameterGroup group = ParameterGroup::kMain;
+  int64_t begin = 0;
+  int64_t count = 0;
+  std::vector<int> parameters;  // ids
 };
 
 class ParameterStore {
@@ -68,10 +77,13 @@ class ParameterStore {
   int DeclareShard(std::string name, Shape global_shape, int dim, int rank, int size,
                    ParameterGroup group, bool stacked = false);
 
-  // Lays the buffers out in `dtype`; each is padded so that ZeRO-1 cuts it evenly over its axis.
-  // `trained`: the groups that get gradients. Values are zero until loaded.
+  // Lays the buffers out in `dtype`; each bucket is padded so that ZeRO-1 cuts it evenly over its
+  // axis, and closed once it has `bucket_elements`. `trained`: the groups that get gradients.
+  // Values are zero until loaded.
+  static constexpr int64_t kBucketElements = int64_t{1} << 26;
   void Allocate(Context& context, DType dtype, const GridCommunicators& grid,
-                const std::vector<ParameterGroup>& trained);
+                const std::vector<ParameterGroup>& trained,
+                int64_t bucket_elements = kBucketElements);
 
   const Parameter& at(int id) const { return parameters_[id]; }
   const Tensor& value(int id) const { return parameters_[id].value; }
@@ -82,17 +94,22 @@ class ParameterStore {
   Tensor StackedGrad(int first, int count) const;
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
+  int size() const { return static_cast<int>(parameters_.size()); }
+  const std::vector<Bucket>& buckets() const { return buckets_; }
   const FlatBuffer& buffer(ParameterGroup group) const { return buffers_[static_cast<int>(group)]; }
   int64_t num_elements(ParameterGroup group) const { return buffer(group).elements; }
   // -1 when there is none of that name.
   int Find(const std::string& name) const;
 
  private:
+  // Places the parameters of a group; returns the padded length of its buffer.
+  int64_t LayOut(ParameterGroup group, int shards, int64_t bucket_elements);
   Tensor Stacked(const Tensor& buffer, int first, int count) const;
   std::vector<Parameter> parameters_;
   std::vector<bool> stacked_;
   std::map<std::string, int> ids_;
   FlatBuffer buffers_[kNumParameterGroups];
+  std::vector<Bucket> buckets_;
 };
 
 }  // namespace baleen
