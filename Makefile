@@ -1,9 +1,9 @@
-# A menu: each entry is one line over a script or a preset. PRESET=host|host-asan|cuda|release, CONFIG=run file.
+# A menu: each entry is one line over a script or a preset. PRESET=host|host-asan|cuda|release|bundle, CONFIG=run file.
 PRESET ?= host
 CONFIG ?= configs/run/tiny.yaml
 SOURCES = $(shell git ls-files --cached --others --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 
-.PHONY: help configure build test test-mpi test-gpu format format-check tidy bench plan ci clean
+.PHONY: help configure build test test-mpi test-gpu bundle format format-check tidy bench plan ci clean
 help:          ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 configure:     ## cmake --preset $(PRESET)
@@ -16,6 +16,8 @@ test-mpi:      ## tests on several MPI ranks
 	@bash launch/test.sh --preset $(PRESET) --label mpi
 test-gpu:      ## tests that need a GPU (preset cuda)
 	@bash launch/test.sh --preset cuda --label gpu
+bundle:        ## dist/baleen: binary and GPU tests for machines without a compiler
+	@bash launch/bundle.sh
 format:        ## clang-format every source in place
 	@clang-format -i $(SOURCES)
 format-check:  ## say what clang-format would change

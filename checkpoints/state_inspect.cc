@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "checkpoints/hdf5_file.h"
+#include "checkpoints/state_digest.h"
 #include "checkpoints/state_directory.h"
 #include "checkpoints/state_io.h"
 #include "checkpoints/state_reader.h"
@@ -128,6 +129,35 @@ void DescribeTensors(const StateManifest& manifest, std::string* text) {
   }
 }
 
+// What a look at one file found; `healthy` becomes false when that is not good.
+std::string JudgeFile(StateReader& reader, int file, StateDepth depth, bool& healthy) {
+  if (depth == StateDepth::kManifest) return "size right, contents not read";
+  absl::StatusOr<int64_t> not_finite = 0;
+  if (depth == StateDepth::kContents) {
+    not_finite = CheckFileContents(reader, file);
+  } else if (const absl::Status status = reader.VerifyFile(file); !status.ok()) {
+    not_finite = status;
+  }
+  if (not_finite.ok() && *not_finite == 0) return "whole";
+  healthy = false;
+  return not_finite.ok() ? absl::StrCat("whole, but ", *not_finite, " values are NaN or infinite")
+                         : absl::StrCat("damaged: ", not_finite.status().message());
+}
+
+void DescribeDigest(StateReader& reader, StateReport* report) {
+  const absl::StatusOr<StateDigest> digest = DigestState(reader);
+  if (!digest.ok()) {
+    absl::StrAppend(&report->text, "digest     damaged: ", digest.status().message(), "\n");
+    report->healthy = false;
+    return;
+  }
+  for (const TensorDigest& tensor : digest->tensors) {
+    absl::StrAppend(&report->text, "digest     ", tensor.hash, "  ", EscapeControl(tensor.name),
+                    " ", std::string(DTypeName(tensor.dtype)), ShapeString(tensor.shape), "\n");
+  }
+  absl::StrAppend(&report->text, "digest     ", digest->whole, "  whole state\n");
+}
+
 StateReport InspectOne(const std::string& step_dir, StateDepth depth) {
   absl::StatusOr<StateReader> reader = StateReader::Open(step_dir);
   if (!reader.ok()) return {absl::StrCat("damaged: ", reader.status().message(), "\n"), false};
@@ -136,21 +166,11 @@ StateReport InspectOne(const std::string& step_dir, StateDepth depth) {
   DescribeTensors(reader->manifest(), &report.text);
   for (int file = 0; file < reader->num_files(); ++file) {
     const FileRecord& record = reader->manifest().files[file];
-    std::string verdict = "size right, contents not read";
-    if (depth == StateDepth::kContents) {
-      const absl::StatusOr<int64_t> not_finite = CheckFileContents(*reader, file);
-      if (!not_finite.ok()) {
-        verdict = absl::StrCat("damaged: ", not_finite.status().message());
-      } else {
-        verdict = *not_finite == 0
-                      ? "whole"
-                      : absl::StrCat("whole, but ", *not_finite, " values are NaN or infinite");
-      }
-      if (verdict != "whole") report.healthy = false;
-    }
+    const std::string verdict = JudgeFile(*reader, file, depth, report.healthy);
     absl::StrAppendFormat(&report.text, "file       %s %15d bytes  %s\n", record.name, record.bytes,
                           verdict);
   }
+  if (depth == StateDepth::kDigest && report.healthy) DescribeDigest(*reader, &report);
   return report;
 }
 

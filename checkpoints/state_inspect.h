@@ -11,6 +11,7 @@ enum class StateDepth {
   kManifest,  // manifest and file sizes
   kContents,  // every file hashed, every piece read through HDF5 and compared with its hash; NaN
               // and infinity counted
+  kDigest,    // every file hashed; a hash of each tensor and one of the state (state_digest.h)
 };
 
 struct StateReport {

@@ -1,6 +1,7 @@
 # Build options and the compiler flags every target gets.
 option(BALEEN_BUILD_TESTS "Build the test suite" ON)
 option(BALEEN_BUILD_FUZZERS "Build the libFuzzer targets (clang only)" OFF)
+option(BALEEN_STATIC_LIBRARIES "Link Abseil, yaml-cpp and HDF5 statically: for a bundle that runs elsewhere" OFF)
 set(BALEEN_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
 set(BALEEN_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined")
 
@@ -12,6 +13,8 @@ set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+# An installed tree may lie anywhere, with libraries of its own in lib/ if a host needs them.
+set(CMAKE_INSTALL_RPATH "$ORIGIN/../lib")
 
 find_program(BALEEN_CCACHE ccache)
 if(BALEEN_CCACHE)

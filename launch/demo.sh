@@ -6,7 +6,7 @@
 #   launch/demo.sh --dir DIR       somewhere else; what is there already is removed
 #   launch/demo.sh --quick         a few steps of each part: does it run, not does it learn
 #
-# BALEEN=PATH takes a ready binary and builds nothing.
+# BALEEN=PATH takes a ready binary and builds nothing; in a bundle (launch/bundle.sh) its own is taken.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -24,6 +24,7 @@ while (($# > 0)); do
 done
 cd "$root"
 
+if [[ -z ${BALEEN:-} && -x $root/bin/baleen ]]; then BALEEN=$root/bin/baleen; fi
 baleen=${BALEEN:-$root/build/host/trainer/baleen}
 if [[ -z ${BALEEN:-} ]]; then bash launch/build.sh host baleen; fi
 run() { bash launch/mpirun.sh -np 4 "$baleen" "$@"; }

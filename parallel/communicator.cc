@@ -1,5 +1,6 @@
 #include "parallel/communicator.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -79,14 +80,15 @@ void Communicator::Barrier(absl::string_view label) {
   if (size_ > 1) DoBarrier();
 }
 
-std::string Communicator::FlightRecord() const {
+std::string Communicator::FlightRecord(uint64_t most) const {
   std::string text;
-  const uint64_t first = sequence_ > kRing ? sequence_ - kRing : 0;
+  const uint64_t count = std::min<uint64_t>({most, kRing, sequence_});
+  const uint64_t first = sequence_ - count;
   for (uint64_t n = first; n < sequence_; ++n) {
     const Record& record = ring_[n % kRing];
     absl::StrAppend(&text, name_, "[", rank_, "/", size_, "] #", n, " ", record.operation, " ",
-                    record.label, " ", record.bytes, " bytes ", record.done ? "done" : "UNDER WAY",
-                    "\n");
+                    record.label, " ", record.bytes, " bytes ",
+                    record.done && IsCallDone(n) ? "done" : "UNDER WAY", "\n");
   }
   return text;
 }

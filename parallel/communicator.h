@@ -4,8 +4,9 @@
 // Every call carries a label ("layers.3 dispatch"); label, sequence number, operation and bytes go
 // into a ring, the flight recorder, which is printed when a rank hangs or fails. A failed
 // collective is not recoverable in the process: it prints the record and aborts all ranks; the
-// launcher restarts from the last checkpoint. Reductions add in the order of ranks: results do not
-// depend on the library's choice of algorithm.
+// launcher restarts from the last checkpoint. On the host reductions add in the order of ranks:
+// results do not depend on the library's choice of algorithm. On devices the order is NCCL's: the
+// same on every rank and in every run of one layout on the same machines.
 #pragma once
 
 #include <array>
@@ -31,7 +32,8 @@ class Communicator {
   int size() const { return size_; }
   const std::string& name() const { return name_; }  // "world", "dp", ...
 
-  // In place, over kF32, kF64, kI32 or kI64.
+  // In place, over kF32, kF64, kI32 or kI64; on devices kBF16 too, and no maximum of floats (NCCL's
+  // may lose a NaN).
   void AllReduce(absl::string_view label, const Tensor& tensor, ReduceOp op = ReduceOp::kSum);
   // whole = the parts in the order of ranks; whole has size() times the elements of part. part may
   // be the rank's own range of whole.
@@ -50,16 +52,29 @@ class Communicator {
   // Ranks with one color form a communicator, ordered by key. Every rank of this one calls it.
   virtual std::unique_ptr<Communicator> Split(int color, int key, std::string name) = 0;
 
-  // The last calls, oldest first, one a line: sequence number, operation, label, bytes, done or
-  // under way.
-  std::string FlightRecord() const;
+  // From Fork to Join calls run beside what the caller computes: each starts when what was computed
+  // before it is done, and nothing waits for it. Join makes what is computed next wait for them,
+  // and for every Send (a Send never holds the caller up, but keeps its tensor until it is done);
+  // until then nobody touches their tensors. On the host both do nothing, since a call is done when
+  // it returns.
+  virtual void Fork() {}
+  virtual void Join() {}
+
+  // The last calls (at most 64), oldest first, one a line: sequence number, operation, label,
+  // bytes, done or under way.
+  std::string FlightRecord(uint64_t most = kRing) const;
 
  protected:
+  static constexpr size_t kRing = 64;
+
   Communicator(int rank, int size, std::string name)
       : rank_(rank), size_(size), name_(std::move(name)) {}
 
-  // The label of the call under way.
-  const std::string& current_label() const { return ring_[(sequence_ - 1) % kRing].label; }
+  // The call under way: its number and label.
+  uint64_t current_call() const { return sequence_ - 1; }
+  const std::string& current_label() const { return ring_[current_call() % kRing].label; }
+  // Whether a call that has returned, one of the last 64, is done: a device may still be at it.
+  virtual bool IsCallDone(uint64_t) const { return true; }
 
   virtual void DoAllReduce(const Tensor& tensor, ReduceOp op) = 0;
   virtual void DoAllGather(const Tensor& part, const Tensor& whole) = 0;
@@ -79,7 +94,6 @@ class Communicator {
     int64_t bytes = 0;
     bool done = false;
   };
-  static constexpr size_t kRing = 64;
 
   int rank_;
   int size_;

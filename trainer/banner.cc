@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "nlohmann/json.hpp"
 #include "trainer/flops.h"
 #include "trainer/version.h"
@@ -25,6 +26,35 @@ std::string TrainedText(const Recipe& recipe) {
   std::vector<std::string> names;
   for (const ParameterGroup group : recipe.trained) names.push_back(ParameterGroupName(group));
   return absl::StrJoin(names, ", ");
+}
+
+// What a layout means beyond its grid: the schedule and its layers, chunks and rounds.
+std::string LayoutText(TrainingStage& stage) {
+  const StageLayout& layout = stage.layout();
+  const ModelOptions& options = stage.recipe().options;
+  std::string text;
+  if (layout.part_rank.size() > 1) {
+    absl::StrAppend(&text, "pipeline  ", std::string(Name(layout.schedule.policy)), ", ",
+                    layout.schedule.num_microbatches, " microbatches a step\n");
+    for (absl::string_view line :
+         absl::StrSplit(LayerSplitTable(layout.layer_split, layout.costs, layout.part_rank), '\n',
+                        absl::SkipEmpty())) {
+      absl::StrAppend(&text, "          ", line, "\n");
+    }
+  }
+  absl::StrAppend(&text, "rows      ", layout.rows_per_rank,
+                  " of a microbatch on this rank; chunks: ", options.attention_chunk,
+                  " in attention, ", options.query_chunk, " of scores, ", options.head_chunk,
+                  " in the head");
+  if (layout.grid.ep_size() > 1) {
+    absl::StrAppend(&text, "; experts take in ",
+                    layout.expert_rows > 0 ? absl::StrCat("at most ", layout.expert_rows) : "all",
+                    " rows at once",
+                    layout.expert_node_size > 0
+                        ? absl::StrCat(", two hops over nodes of ", layout.expert_node_size)
+                        : "");
+  }
+  return text + "\n";
 }
 
 }  // namespace
@@ -52,7 +82,7 @@ std::string StageBanner(TrainingStage& stage) {
   std::string text =
       absl::StrCat("stage     ", config.name, ": attention ", std::string(Name(config.attention)),
                    ", trains ", TrainedText(recipe), ", ", config.steps, " steps\n");
-  absl::StrAppend(&text, "grid      ", stage.grid().DebugString(), "\n");
+  absl::StrAppend(&text, "grid      ", stage.grid().DebugString(), "\n", LayoutText(stage));
   absl::StrAppend(&text, "batch     ", config.global_batch_size, " sequences x ",
                   config.data.seq_length, " = ", config.global_batch_size * config.data.seq_length,
                   " tokens a step, micro batch ", config.micro_batch_size, "\n");
@@ -126,6 +156,10 @@ StepRecord MakeStepRecord(TrainingStage& stage, const RunPosition& position,
   record.topk_mass_of_best = result.topk_mass_of_best;
   record.recall_at_k = result.recall_at_k;
   record.topk_ties = result.topk_ties;
+  if (result.selection_hash) {
+    record.selection_hash =
+        absl::StrFormat("%016x", static_cast<unsigned long long>(*result.selection_hash));
+  }
   record.indexer_kl_per_layer = result.indexer_kl_per_layer;
   record.topk_mass_per_layer = result.topk_mass_per_layer;
   record.topk_mass_of_best_per_layer = result.topk_mass_of_best_per_layer;

@@ -17,6 +17,21 @@ Runs the stages of a run file on all MPI ranks; goes on from the newest checkpoi
 checkpoint.signal (default USR1): finish the step, write a checkpoint, exit 75. Exit codes: docs/exit_codes.md.
 )";
 
+const char kPlanHelp[] = R"(  baleen plan configs/run/deepseek_v31_671b.yaml --world 2048
+  baleen plan configs/run/tiny.yaml parallelism.tensor=2 --world 4 --gpu cpu --schedule
+
+What each training stage of a run file needs on a number of ranks, without any of them: bytes of the first rank of each
+pipeline stage by kind, messages of a step, the schedule with its bubble, predicted step time and tokens/s. The model runs
+dry: the code that trains allocates, sends and counts, and computes nothing. Where a stage does not fit, the two nearest
+layouts that do.
+
+  --world N     ranks (default: the fewest on which every stage can be)
+  --gpu G       h100, h200 or cpu (default: h100 where run.device is cuda, else cpu)
+  --schedule    print each pipeline rank's actions over time
+  --json        one JSON object on stdout
+  KEY=VALUE     overrides of the run file
+)";
+
 const char kInitHelp[] = R"(  baleen init configs/model/tiny.yaml --to checkpoints/tiny
   baleen init configs/model/deepseek_v31.yaml --to /data/random-v31 --dtype fp8 --seed 7
 
@@ -49,6 +64,7 @@ Says what a Hugging Face checkpoint, a training state, a token file or a run dir
 for, sizes, dtypes, documents, the last step.
 
   --verify        read everything: hashes, NaN and infinity, token ids
+  --digest        of training states: a hash of each tensor's values and one of the state, the same under every layout
 )";
 
 const char kDataHelp[] = R"(  baleen data build docs/*.txt --to data/tiny --tokenizer bytes
@@ -101,6 +117,8 @@ const std::vector<Command>& AllCommands() {
   static const auto* const commands = new std::vector<Command>{
       {"train", "run the stages of a run file (start with mpirun or srun)", kTrainHelp,
        TrainCommand},
+      {"plan", "bytes, messages, schedule and speed of a run, without ranks", kPlanHelp,
+       PlanCommand},
       {"eval", "validation loss: dense, sparse, and control selections", kEvalHelp, EvalCommand},
       {"export", "write a Hugging Face checkpoint of a run", kExportHelp, ExportCommand},
       {"init", "write a random V3.1-format checkpoint", kInitHelp, InitCommand},

@@ -30,6 +30,7 @@ struct Command {
 };
 
 absl::Status TrainCommand(const Arguments& arguments, int* argc, char*** argv);
+absl::Status PlanCommand(const Arguments& arguments, int* argc, char*** argv);
 absl::Status InitCommand(const Arguments& arguments, int* argc, char*** argv);
 absl::Status ExportCommand(const Arguments& arguments, int* argc, char*** argv);
 absl::Status InspectCommand(const Arguments& arguments, int* argc, char*** argv);

@@ -26,6 +26,12 @@ absl::Status Healthy(bool healthy, const std::string& path) {
   return DataError(path, ": not healthy: see the lines marked above");
 }
 
+// True for a training state, a folder of them and a run directory, as InspectCommand knows them.
+bool HoldsStates(const std::string& path) {
+  if (FileExists(JoinPath(path, "config.json"))) return false;
+  return FileExists(JoinPath(path, kManifestName)) || DirectoryExists(path);
+}
+
 // The last line of a run's metrics and what its checkpoints hold.
 absl::Status InspectRun(const std::string& path, StateDepth depth) {
   std::string text = absl::StrCat("run directory ", path, "\n");
@@ -49,12 +55,22 @@ absl::Status InspectRun(const std::string& path, StateDepth depth) {
 }  // namespace
 
 absl::Status InspectCommand(const Arguments& arguments, int*, char***) {
-  ASSIGN_OR_RETURN(const ParsedArguments parsed,
-                   ParsedArguments::Parse("inspect", arguments, {{"verify", false}}));
-  RETURN_IF_ERROR(parsed.CheckPositional(1, 1, "baleen inspect PATH [--verify]"));
+  ASSIGN_OR_RETURN(
+      const ParsedArguments parsed,
+      ParsedArguments::Parse("inspect", arguments, {{"verify", false}, {"digest", false}}));
+  RETURN_IF_ERROR(parsed.CheckPositional(1, 1, "baleen inspect PATH [--verify | --digest]"));
   const std::string& path = parsed.positional()[0];
   const bool verify = parsed.Has("verify");
-  const StateDepth depth = verify ? StateDepth::kContents : StateDepth::kManifest;
+  const bool digest = parsed.Has("digest");
+  if (verify && digest) return ConfigError("baleen inspect: give --verify or --digest, not both");
+  const StateDepth depth = digest   ? StateDepth::kDigest
+                           : verify ? StateDepth::kContents
+                                    : StateDepth::kManifest;
+  if (digest && !HoldsStates(path)) {
+    return DataError("baleen inspect --digest: ", path,
+                     " holds no training state (a directory step-XXXXXXXX, a folder of them, or "
+                     "a run directory)");
+  }
   if (FileExists(JoinPath(path, "config.json"))) {
     ASSIGN_OR_RETURN(const InspectReport report,
                      InspectHf(path, verify ? InspectDepth::kValues : InspectDepth::kHeaders));

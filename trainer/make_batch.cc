@@ -29,23 +29,25 @@ Batch MakeBatch(const Context& context, const Microbatch& microbatch, const RowS
     ends.push_back(row + 1);
     sequences.push_back(static_cast<int32_t>(row / microbatch.seq_length));
   }
+  batch.host = {.row_G = group,
+                .position_G = Pick(microbatch.positions, group),
+                .key_begin_G = Pick(microbatch.key_begin, group),
+                .target_G = Pick(microbatch.targets, group)};
   batch.tokens_G = IntTensor(context, Pick(microbatch.tokens, group));
-  batch.targets_G = IntTensor(context, Pick(microbatch.targets, group));
+  batch.targets_G = IntTensor(context, batch.host.target_G);
   batch.mtp_tokens_G = IntTensor(context, Pick(microbatch.mtp_tokens, group));
   batch.mtp_targets_G = IntTensor(context, Pick(microbatch.mtp_targets, group));
-  batch.positions_G = IntTensor(context, Pick(microbatch.positions, group));
-  batch.windows_G = {IntTensor(context, Pick(microbatch.key_begin, group)),
-                     IntTensor(context, ends)};
+  batch.positions_G = IntTensor(context, batch.host.position_G);
+  batch.windows_G = {IntTensor(context, batch.host.key_begin_G), IntTensor(context, ends)};
 
   const int64_t rows = static_cast<int64_t>(group.size()) / share.tp_size;
   const int64_t begin = share.tp_rank * rows;
+  batch.host.own_begin = begin;
   const auto own = [&](const Tensor& of_group) { return of_group.Rows(begin, begin + rows); };
   batch.row_R = own(IntTensor(context, group));
   batch.sequence_R = own(IntTensor(context, sequences));
   batch.positions_R = own(batch.positions_G);
   batch.windows_R = {own(batch.windows_G.begin_T), own(batch.windows_G.end_T)};
-  batch.targets_R = own(batch.targets_G);
-  batch.mtp_targets_R = own(batch.mtp_targets_G);
   if (share.size() == 1) return batch;
 
   std::vector<int32_t> key_of_place;

@@ -161,6 +161,7 @@ std::string ToJson(const StepRecord& r) {
   Put(json, "topk_mass_of_best", r.topk_mass_of_best);
   Put(json, "recall_at_k", r.recall_at_k);
   Put(json, "topk_ties", r.topk_ties);
+  if (r.selection_hash) json["selection_hash"] = *r.selection_hash;
   Put(json, "indexer_kl_per_layer", r.indexer_kl_per_layer);
   Put(json, "topk_mass_per_layer", r.topk_mass_per_layer);
   Put(json, "topk_mass_of_best_per_layer", r.topk_mass_of_best_per_layer);

@@ -35,6 +35,7 @@ struct StepRecord {
   std::optional<double> expert_load_max_over_mean, expert_load_min;
   std::vector<std::vector<double>> expert_load;  // per MoE layer, share over mean of each expert
   std::optional<double> topk_mass, topk_mass_of_best, recall_at_k, topk_ties;
+  std::optional<std::string> selection_hash;  // of all selected keys; the same on every layout
   std::vector<double> indexer_kl_per_layer, topk_mass_per_layer, topk_mass_of_best_per_layer,
       recall_at_k_per_layer;
   double data_wait_seconds = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/core/transfer.h"
 #include "kernels/ops/adamw.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/reduce.h"
@@ -133,12 +134,14 @@ void Optimizer::GatherParameters() {
 std::optional<double> Optimizer::Norm(ClipGroup group) const {
   const Clip& clip = clips_[static_cast<int>(group)];
   if (!clip.used) return std::nullopt;
-  return std::sqrt(clip.sum_of_squares_1.data<double>()[0]);
+  return std::sqrt(CopyToHost(context_, clip.sum_of_squares_1).data<double>()[0]);
 }
 
 bool Optimizer::skipped() const {
   for (const Clip& clip : clips_) {
-    if (clip.used && !std::isfinite(clip.sum_of_squares_1.data<double>()[0])) return true;
+    if (!clip.used) continue;
+    const Tensor sum_of_squares_1 = CopyToHost(context_, clip.sum_of_squares_1);
+    if (!std::isfinite(sum_of_squares_1.data<double>()[0])) return true;
   }
   return false;
 }

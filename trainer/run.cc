@@ -61,6 +61,7 @@ class Run {
 
  private:
   absl::Status OpenSource();
+  int64_t StagesDone();
   absl::Status CheckStages();
   absl::Status LockDirectory();
   absl::Status OpenState();
@@ -98,6 +99,30 @@ absl::Status Run::OpenSource() {
   return Agree(world_, source_->CheckScales(world_.rank(), world_.size()));
 }
 
+// Stages that the state to resume from has behind it: their layouts need not fit the ranks of this
+// job. A hint: should an earlier state be used in the end, its stage is checked when it begins.
+int64_t Run::StagesDone() {
+  const Tensor done = Context::Cpu().Zeros(DType::kI64, {1});
+  if (world_.rank() == 0) {
+    const ResumeConfig& resume = config_.stages[0].checkpoint.resume;
+    std::string path = resume.mode == ResumeMode::kPath ? resume.path : "";
+    if (resume.mode == ResumeMode::kAuto) {
+      const auto states = ListStates(checkpoints_);
+      if (states.ok() && !states->empty()) path = states->front().path;
+    }
+    const auto state = path.empty() ? absl::NotFoundError("no state") : StateReader::Open(path);
+    if (state.ok()) {
+      const RunPosition position = PositionOf(state->metadata());
+      const auto index = static_cast<size_t>(position.stage_index);
+      const bool whole =
+          index < config_.stages.size() && position.stage_step >= config_.stages[index].steps;
+      done.data<int64_t>()[0] = position.stage_index + (whole ? 1 : 0);
+    }
+  }
+  world_.Broadcast("stages done", done, 0);
+  return done.data<int64_t>()[0];
+}
+
 // What a run cannot do is found before anything is written: layouts, sizes, recipes and token files
 // of every stage.
 absl::Status Run::CheckStages() {
@@ -105,12 +130,25 @@ absl::Status Run::CheckStages() {
     return ConfigErrorAt(loaded_, "run.device",
                          "run.device = cuda: this build has no CUDA backend; use auto or cpu");
   }
+  const StageConfig* trains_indexers = nullptr;
+  int64_t behind = StagesDone();
   for (const StageConfig& stage : config_.stages) {
+    const bool has_indexers =
+        stage.attention == AttentionMode::kSparse || stage.train == TrainMode::kIndexer;
+    if (has_indexers) {
+      trains_indexers = &stage;
+    } else if (trains_indexers != nullptr) {
+      return ConfigError("stage '", stage.name, "' has no indexers (attention: dense, train: all) ",
+                         "and follows stage '", trains_indexers->name,
+                         "', which trains them: its states could not keep them. Put it first, or ",
+                         "train it in a run of its own");
+    }
     if (stage.checkpoint.resume != config_.stages[0].checkpoint.resume) {
       return ConfigError("stage '", stage.name,
                          "': checkpoint.resume is asked once, when the run starts: ",
                          "set it at the top level, not in a stage");
     }
+    if (behind-- > 0) continue;
     RETURN_IF_ERROR(TrainingStage::Check(config_.run, stage, source_->config(), world_));
   }
   return absl::OkStatus();
@@ -316,7 +354,7 @@ absl::Status Run::Report(TrainingStage& stage, const StepResult& result, double 
                          double seconds) {
   skipped_in_a_row_ = result.skipped ? skipped_in_a_row_ + 1 : 0;
   position_.skipped_steps += result.skipped ? 1 : 0;
-  const Tensor peak = stage.context().Zeros(DType::kI64, {1});
+  const Tensor peak = stage.host_context().Zeros(DType::kI64, {1});
   peak.data<int64_t>()[0] = stage.context().pool().Total().peak_bytes;
   world_.AllReduce("memory peak", peak, ReduceOp::kMax);
   if (world_.rank() == 0) {

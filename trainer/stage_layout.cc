@@ -9,6 +9,10 @@
 namespace baleen {
 namespace {
 
+// Rows at a rank's experts at once, whatever the run file allows: 3.8 GB of bf16 rows 7168 wide. A
+// long sequence is met by rounds, as attention meets it by chunks.
+constexpr int64_t kMostExpertRows = 1 << 18;
+
 SchedulePolicy PolicyOf(ScheduleName name) {
   switch (name) {
     case ScheduleName::kGpipe:
@@ -87,12 +91,12 @@ void SetExpertRows(const StageConfig& stage, const ModelConfig& model, StageLayo
   // Nodes as large as ep or larger hold a whole exchange: one hop.
   const int64_t node = asked.expert_node_size.value_or(1);
   if (node > 1 && node < ep) layout.expert_node_size = static_cast<int>(node);
-  if (ep == 1 || asked.expert_buffer == 0) return;
+  if (asked.expert_buffer == 0) return;
   const auto balanced = static_cast<double>(layout.rows_per_rank * model.num_experts_per_tok);
   const int64_t least = MinimumExpertRows(ep, model.n_routed_experts / ep,
                                           model.num_experts_per_tok, layout.expert_node_size);
-  layout.expert_rows =
-      std::max(least, static_cast<int64_t>(std::ceil(balanced * asked.expert_buffer)));
+  const auto wanted = static_cast<int64_t>(std::ceil(balanced * asked.expert_buffer));
+  layout.expert_rows = std::max(least, std::min(wanted, kMostExpertRows));
 }
 
 absl::Status SetParts(const StageConfig& stage, const ModelConfig& model, const Recipe& recipe,

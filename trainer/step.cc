@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/core/check.h"
+#include "kernels/core/transfer.h"
 #include "parallel/agree.h"
 #include "parallel/pipeline_engine.h"
 #include "trainer/make_batch.h"
@@ -30,7 +31,7 @@ absl::StatusOr<StepBatch> NextBatch(TrainingStage& stage, Loader& data, int64_t 
                                 stage.dp_rank(), stage.dp_size());
   RETURN_IF_ERROR(Agree(stage.world(), microbatches.status()));
   StepBatch batch;
-  const Tensor counts = stage.context().Zeros(DType::kI64, {4});
+  const Tensor counts = stage.host_context().Zeros(DType::kI64, {4});
   int64_t* count = counts.data<int64_t>();
   for (const Microbatch& microbatch : *microbatches) {
     count[0] += microbatch.num_targets;
@@ -59,12 +60,14 @@ StepStats NewStats(TrainingStage& stage) {
                           model.n_routed_experts);
 }
 
-void ReduceStats(Communicator& axis, StepStats& stats) {
-  for (const Tensor* tensor :
+// The sums over all ranks, in host memory.
+void ReduceStats(TrainingStage& stage, StepStats& stats) {
+  for (Tensor* tensor :
        {&stats.lm_loss_1, &stats.mtp_loss_1, &stats.balance_1, &stats.kl_L, &stats.expert_counts_LE,
         &stats.mass_L, &stats.best_mass_L, &stats.recall_L, &stats.sampled_rows_L, &stats.ties_L,
         &stats.selection_hash_L, &stats.nan_rows_1}) {
-    axis.AllReduce("step stats", *tensor);
+    if (tensor != &stats.sampled_rows_L) *tensor = CopyToHost(stage.context(), *tensor);
+    stage.world().AllReduce("step stats", *tensor);
   }
 }
 
@@ -79,7 +82,7 @@ void UpdateRouterBias(TrainingStage& stage, const StepStats& stats) {
     const int64_t* counts = stats.expert_counts_LE.data<int64_t>() + layer * experts;
     int64_t total = 0;
     for (int64_t e = 0; e < experts; ++e) total += counts[e];
-    const Tensor& bias = stage.parameters().value(id);
+    const Tensor bias = CopyToHost(stage.context(), stage.parameters().value(id));
     for (int64_t e = 0; e < experts; ++e) {
       // Compares with the mean without rounding.
       const int64_t excess = counts[e] * experts - total;
@@ -90,17 +93,21 @@ void UpdateRouterBias(TrainingStage& stage, const StepStats& stats) {
         bias.data<float>()[e] += static_cast<float>(change);
       }
     }
+    Transfer(stage.context(), bias, stage.parameters().value(id));
   }
 }
 
 // Adds each row's loss to its place in the sequence: row 0 of the sums, and counts in row 1.
-void AddByPosition(const Batch& batch, const Tensor& loss_R, const Tensor& by_position_2L) {
+void AddByPosition(const Context& context, const Batch& batch, const Tensor& on_device,
+                   const Tensor& by_position_2L) {
   const int64_t length = batch.seq_length;
+  const Tensor loss_R = CopyToHost(context, on_device);
   for (int64_t r = 0; r < batch.num_rows(); ++r) {
-    if (batch.targets_R.data<int32_t>()[r] < 0) continue;
+    const int64_t place = batch.host.own_begin + r;
+    if (batch.host.target_G[place] < 0) continue;
     const double loss =
         loss_R.dtype() == DType::kF64 ? loss_R.data<double>()[r] : loss_R.data<float>()[r];
-    const int64_t position = batch.row_R.data<int32_t>()[r] % length;
+    const int64_t position = batch.host.row_G[place] % length;
     by_position_2L.data<double>()[position] += loss;
     by_position_2L.data<double>()[length + position] += 1;
   }
@@ -133,7 +140,7 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   ModelWork work(stage.model_context(), stage.model(), batch.microbatches, pass, kind, stats);
   work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
   RunPipeline(stage.program(), stage.layout().part_rank, *stage.axes().pp, work);
-  ReduceStats(stage.world(), stats);
+  ReduceStats(stage, stats);
   RETURN_IF_ERROR(CheckScores(stats));
   optimizer.ReduceGradients();
   optimizer.ComputeNorms();
@@ -152,7 +159,7 @@ absl::StatusOr<ValidationResult> Validate(TrainingStage& stage, const Validation
   pass.measure_indexer = request.measure_indexer;
   StepStats stats = NewStats(stage);
   const Tensor by_position_2L =
-      stage.context().Zeros(DType::kF64, {2, stage.config().data.seq_length});
+      stage.host_context().Zeros(DType::kF64, {2, stage.config().data.seq_length});
   StepCounts passes;
   for (int64_t step = 0; step < request.steps; ++step) {
     ASSIGN_OR_RETURN(const StepBatch batch, NextBatch(stage, *stage.validation_data(),
@@ -160,13 +167,13 @@ absl::StatusOr<ValidationResult> Validate(TrainingStage& stage, const Validation
     ModelWork work(stage.model_context(request.options), stage.model(), batch.microbatches, pass,
                    PassKind::kValidate, stats);
     work.set_loss_reader([&](const Batch& microbatch, const Tensor& loss_R) {
-      AddByPosition(microbatch, loss_R, by_position_2L);
+      AddByPosition(stage.context(), microbatch, loss_R, by_position_2L);
     });
     RunPipeline(stage.validation_program(), stage.layout().part_rank, *stage.axes().pp, work);
     passes.targets += batch.counts.targets;
     passes.mtp_targets += batch.counts.mtp_targets;
   }
-  ReduceStats(stage.world(), stats);
+  ReduceStats(stage, stats);
   stage.world().AllReduce("loss by position", by_position_2L);
   RETURN_IF_ERROR(CheckScores(stats));
   return SummariseValidation(stage.model_config(), passes, stats, by_position_2L);

@@ -16,6 +16,8 @@ struct StepResult {
   bool skipped = false;  // a gradient was not finite: nothing was updated
   std::optional<double> expert_load_max_over_mean, expert_load_min;
   std::optional<double> topk_mass, topk_mass_of_best, recall_at_k, topk_ties;
+  // Of all selected keys of the step: equal on every layout and in every run that selects alike.
+  std::optional<uint64_t> selection_hash;
   std::vector<double> topk_mass_per_layer, topk_mass_of_best_per_layer, recall_per_layer;
   std::vector<std::vector<double>>
       expert_load;  // by MoE layer: share of tokens of each expert over the mean

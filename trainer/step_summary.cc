@@ -28,6 +28,17 @@ void SummariseExperts(TrainingStage& stage, const StepStats& stats, StepResult& 
   }
 }
 
+// Layer by layer, so that two layers that changed places do not cancel.
+uint64_t HashOfSelections(const StepStats& stats) {
+  uint64_t hash = 0;
+  for (int64_t layer = 0; layer < stats.selection_hash_L.num_elements(); ++layer) {
+    hash = (hash ^ static_cast<uint64_t>(stats.selection_hash_L.data<int64_t>()[layer])) *
+           0x9E3779B97F4A7C15u;
+    hash ^= hash >> 29;
+  }
+  return hash;
+}
+
 void SummariseIndexer(const StepStats& stats, int64_t rows, StepResult& result) {
   double kl = 0, mass = 0, best = 0, recall = 0, ties = 0;
   const int64_t layers = stats.kl_L.num_elements();
@@ -71,6 +82,8 @@ StepResult SummariseStep(TrainingStage& stage, const StepCounts& step, const Ste
   }
   if (recipe.options.indexer_loss != IndexerLossKind::kNone)
     SummariseIndexer(stats, step.rows, result);
+  if (recipe.options.attention != AttentionForm::kDense)
+    result.selection_hash = HashOfSelections(stats);
   SummariseExperts(stage, stats, result);
   result.grad_norm_main = stage.optimizer().Norm(ClipGroup::kMain);
   result.grad_norm_indexer = stage.optimizer().Norm(ClipGroup::kIndexer);

@@ -189,7 +189,7 @@ absl::StatusOr<std::string> SaveTrainState(TrainingStage& stage, const WeightSou
   std::vector<StatePiece> pieces = ValuePieces(stage, changed);
   for (StatePiece& piece : MomentPieces(stage)) pieces.push_back(std::move(piece));
 
-  const Tensor bytes = stage.context().Zeros(DType::kI64, {1});
+  const Tensor bytes = stage.host_context().Zeros(DType::kI64, {1});
   bytes.data<int64_t>()[0] = StateBytes(pieces);
   world.AllReduce("state bytes", bytes);
   std::string temp_dir;

@@ -45,6 +45,8 @@ class TrainingStage {
   const Program& validation_program() const { return validation_program_; }
 
   Context& context() { return context_; }
+  // Host memory for what ranks tell each other: counts, flags.
+  Context& host_context() { return host_context_; }
   ParameterStore& parameters() { return parameters_; }
   const Model& model() const { return *model_; }
   Optimizer& optimizer() { return *optimizer_; }
@@ -79,6 +81,7 @@ class TrainingStage {
   DType dtype_;
   Program program_, validation_program_;
   Context context_ = Context::Cpu();
+  Context host_context_ = Context::Cpu();
   ParameterStore parameters_;
   RopeTable rope_;
   std::optional<Model> model_;

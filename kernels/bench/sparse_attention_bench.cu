@@ -3,12 +3,13 @@
 // timed. FLOPs are counted 2 T H K (576 + 512) forward and 2 T H K (3 * 576 + 2 * 512) backward.
 //
 //   sparse_attention_bench [--check] [--quick] [--heads=H] [--keys=S] [--only=forward]
-//   [--json=PATH]
+//                          [--budget=MIB] [--json=PATH]
 #include <cstring>
 
 #include "kernels/bench/harness.cuh"
 #include "kernels/bench/sparse_attention_reference.h"
 #include "kernels/ops/sparse_attention_backward_cuda.h"
+#include "kernels/ops/sparse_attention_backward_schedule_cuda.h"
 #include "kernels/ops/sparse_attention_forward_cuda.h"
 
 namespace baleen::bench {
@@ -20,10 +21,9 @@ constexpr double kForwardFlopsPerPair = 2.0 * (kC + kV);
 constexpr double kBackwardFlopsPerPair = 2.0 * (3 * kC + 2 * kV);
 
 struct Case {
-  int tokens, heads, keys, selected, chunk;
+  int tokens, heads, keys, selected;
+  SparseAttentionBackwardPlan plan;
 };
-
-const char* Name(ScatterOrder order) { return order == ScatterOrder::kFixed ? "fixed" : "arrival"; }
 
 // Rows of all kinds: full, one key, empty, half; ascending, padded with -1 at the end.
 std::vector<int32_t> MixedIds(const Case& c, uint64_t seed) {
@@ -114,6 +114,39 @@ SparseAttentionForwardArgs ForwardArgs(const BackwardBuffers& b) {
   return args;
 }
 
+// Every query and every share of a sum comes once, and nothing waits for a later item.
+bool CheckSchedule(const SparseBackwardSchedule& schedule) {
+  const int sums = schedule.NumChunks() * schedule.SumsAChunk();
+  std::vector<int> query_at(schedule.num_queries, -1), sum_at(sums, -1);
+  bool good = true;
+  for (int i = 0; i < schedule.NumItems(); ++i) {
+    const SparseBackwardItem item = schedule.Item(i);
+    std::vector<int>& at = item.is_sum ? sum_at : query_at;
+    good = good && item.index >= 0 && item.index < int(at.size()) && at[item.index] < 0;
+    if (good) at[item.index] = i;
+  }
+  for (int t = 0; good && t < schedule.num_queries; ++t) {
+    const int reused = t / schedule.chunk - SparseBackwardSchedule::kRing;
+    for (int j = 0; reused >= 0 && j < schedule.SumsAChunk(); ++j) {
+      good = good && sum_at[reused * schedule.SumsAChunk() + j] < query_at[t];
+    }
+  }
+  for (int x = 0; good && x < sums; ++x) {
+    const int chunk = x / schedule.SumsAChunk();
+    const int last = chunk * schedule.chunk + schedule.QueriesOfChunk(chunk) - 1;
+    good = good && query_at[last] < sum_at[x];
+    const int before = (chunk - 1) * schedule.SumsAChunk();
+    for (int j = 0; chunk > 0 && j < schedule.SumsAChunk(); ++j) {
+      good = good && sum_at[before + j] < sum_at[x];
+    }
+  }
+  if (!good) {
+    std::printf("SCHEDULE of %d queries, chunk %d, %d a sum, lag %d FAILED\n", schedule.num_queries,
+                schedule.chunk, schedule.queries_a_sum, schedule.lag);
+  }
+  return good;
+}
+
 bool CheckForward(const Case& c, uint64_t seed) {
   const SparseAttentionProblem p = RandomProblem(c, seed);
   const SparseAttentionForwardResult expected = ReferenceForward(p);
@@ -165,37 +198,33 @@ bool CheckBackward(const Case& c, uint64_t seed) {
   b.lse.Upload(ToFloat(forward.lse_TH));
   b.ids.Upload(p.ids_TK);
   bool good = true;
-  for (ScatterOrder order : {ScatterOrder::kFixed, ScatterOrder::kArrival}) {
-    DeviceBuffer<uint8_t> workspace(SparseAttentionBackwardWorkspace(b.args, order, c.chunk));
-    std::vector<float> first_dkv;
-    for (int repeat = 0; repeat < 3; ++repeat) {
-      workspace.Poison();
-      b.dq.Poison();
-      b.target.Poison();
-      const std::vector<double> before = RandomBf16(p.kv_SC.size(), 1, seed + 4);
-      b.dkv.Upload(ToFloat(before));
-      Check(LaunchSparseAttentionBackward(b.args, order, c.chunk, workspace.get(), nullptr),
-            "backward");
-      CheckLaunch("backward");
-      const std::vector<float> dkv = b.dkv.Download();
-      std::vector<double> added = ToDouble(dkv);
-      for (size_t i = 0; i < added.size(); ++i) added[i] -= before[i];
-      const double dq_error = RelativeError(ToDouble(b.dq.Download()), expected.dq_THC);
-      const double dkv_error = RelativeError(added, expected.dkv_SC);
-      const double target_error = RelativeError(ToDouble(b.target.Download()), expected.target_TK);
-      const bool same = repeat == 0 || order == ScatterOrder::kArrival ||
-                        std::memcmp(dkv.data(), first_dkv.data(), dkv.size() * 4) == 0;
-      if (repeat == 0) first_dkv = dkv;
-      const bool pass = dq_error < 8e-3 && dkv_error < 8e-3 && target_error < 3e-3 && same;
-      if (repeat == 0 || !pass) {
-        std::printf(
-            "check backward %-7s T %3d H %3d S %4d K %4d chunk %3d: dq %.2e dkv %.2e "
-            "target %.2e %s%s\n",
-            Name(order), c.tokens, c.heads, c.keys, c.selected, c.chunk, dq_error, dkv_error,
-            target_error, pass ? "ok" : "FAILED", same ? "" : " (not reproducible)");
-      }
-      good = good && pass;
+  DeviceBuffer<uint8_t> workspace(SparseAttentionBackwardWorkspace(b.args, c.plan));
+  std::vector<float> first_dkv;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    workspace.Poison();
+    b.dq.Poison();
+    b.target.Poison();
+    const std::vector<double> before = RandomBf16(p.kv_SC.size(), 1, seed + 4);
+    b.dkv.Upload(ToFloat(before));
+    Check(LaunchSparseAttentionBackward(b.args, c.plan, workspace.get(), nullptr), "backward");
+    CheckLaunch("backward");
+    const std::vector<float> dkv = b.dkv.Download();
+    std::vector<double> added = ToDouble(dkv);
+    for (size_t i = 0; i < added.size(); ++i) added[i] -= before[i];
+    const double dq_error = RelativeError(ToDouble(b.dq.Download()), expected.dq_THC);
+    const double dkv_error = RelativeError(added, expected.dkv_SC);
+    const double target_error = RelativeError(ToDouble(b.target.Download()), expected.target_TK);
+    const bool same = repeat == 0 || std::memcmp(dkv.data(), first_dkv.data(), dkv.size() * 4) == 0;
+    if (repeat == 0) first_dkv = dkv;
+    const bool pass = dq_error < 8e-3 && dkv_error < 8e-3 && target_error < 3e-3 && same;
+    if (repeat == 0 || !pass) {
+      std::printf(
+          "check backward T %3d H %3d S %4d K %4d chunk %3d of %3d: dq %.2e dkv %.2e "
+          "target %.2e %s%s\n",
+          c.tokens, c.heads, c.keys, c.selected, c.plan.chunk, c.plan.span, dq_error, dkv_error,
+          target_error, pass ? "ok" : "FAILED", same ? "" : " (not reproducible)");
     }
+    good = good && pass;
   }
   return good;
 }
@@ -222,8 +251,8 @@ void TimeForward(Timer& timer, const Case& c, IdPattern pattern, double gemm_tfl
 }
 
 // Random data at full size; the statistics need not belong to the data, the work is the same.
-void TimeBackward(Timer& timer, const Case& c, IdPattern pattern, double gemm_tflops, int repeats,
-                  Report& report) {
+void TimeBackward(Timer& timer, const Case& c, IdPattern pattern, size_t budget_bytes,
+                  double gemm_tflops, int repeats, Report& report) {
   BackwardBuffers b(c.tokens, c.heads, c.keys, c.selected);
   FillNormal(b.q, 1, 11);
   FillNormal(b.kv, 1, 12);
@@ -231,45 +260,40 @@ void TimeBackward(Timer& timer, const Case& c, IdPattern pattern, double gemm_tf
   FillNormal(b.d_o, 1, 14);
   b.lse.Upload(std::vector<float>(b.lse.size(), 12.7f));
   b.ids.Upload(MakeIds(pattern, c.tokens, c.keys, c.selected, 15));
-  const int chunk = SparseAttentionBackwardChunk(b.args, 132, size_t{2600} << 20);
+  const SparseAttentionBackwardPlan plan = PlanSparseAttentionBackward(b.args, budget_bytes);
+  DeviceBuffer<uint8_t> workspace(SparseAttentionBackwardWorkspace(b.args, plan));
+  const auto work = [&] {
+    Check(LaunchSparseAttentionBackward(b.args, plan, workspace.get(), nullptr), "backward");
+  };
   std::vector<float> results[2];
-  for (ScatterOrder order : {ScatterOrder::kFixed, ScatterOrder::kArrival}) {
-    DeviceBuffer<uint8_t> workspace(SparseAttentionBackwardWorkspace(b.args, order, chunk));
-    const auto work = [&] {
-      Check(LaunchSparseAttentionBackward(b.args, order, chunk, workspace.get(), nullptr),
-            "backward");
-    };
-    std::vector<float> again;
-    for (int repeat = 0; repeat < 2; ++repeat) {
-      b.dkv.Zero();
-      work();
-      CheckLaunch("backward");
-      (repeat == 0 ? results[int(order)] : again) = b.dkv.Download();
-    }
-    const bool same =
-        std::memcmp(again.data(), results[int(order)].data(), again.size() * sizeof(float)) == 0;
-    const double ms = timer.MedianMs(work, repeats);
-    const double pairs = double(c.tokens) * c.heads * c.selected;
-    const double tflops = pairs * kBackwardFlopsPerPair / (ms * 1e9);
-    report.Add({{"kernel", "sparse_bwd"},
-                {"order", Name(order)},
-                {"heads", std::to_string(c.heads)},
-                {"queries", std::to_string(c.tokens)},
-                {"keys", std::to_string(c.keys)},
-                {"ids", Name(pattern)},
-                {"ms", Number(ms, 3)},
-                {"TF", Number(tflops)},
-                {"% GEMM", Number(100 * tflops / gemm_tflops)},
-                {"same bits", same ? "yes" : "no"}});
+  for (std::vector<float>& result : results) {
+    b.dkv.Zero();
+    work();
+    CheckLaunch("backward");
+    result = b.dkv.Download();
   }
-  const double difference = RelativeError(ToDouble(results[1]), ToDouble(results[0]));
-  if (!(difference < 5e-3)) std::printf("ORDERS DISAGREE: %.2e\n", difference);
+  const bool same =
+      std::memcmp(results[0].data(), results[1].data(), results[0].size() * sizeof(float)) == 0;
+  const double ms = timer.MedianMs(work, repeats);
+  const double pairs = double(c.tokens) * c.heads * c.selected;
+  const double tflops = pairs * kBackwardFlopsPerPair / (ms * 1e9);
+  report.Add({{"kernel", "sparse_bwd"},
+              {"heads", std::to_string(c.heads)},
+              {"queries", std::to_string(c.tokens)},
+              {"keys", std::to_string(c.keys)},
+              {"ids", Name(pattern)},
+              {"chunk", std::to_string(plan.chunk)},
+              {"ms", Number(ms, 3)},
+              {"TF", Number(tflops)},
+              {"% GEMM", Number(100 * tflops / gemm_tflops)},
+              {"same bits", same ? "yes" : "no"}});
 }
 
 struct Options {
   bool check = false, quick = false;
-  int heads = 0, keys = 0;  // time only these; 0 = all
-  std::string which;        // "forward" or "backward"; empty = both
+  int heads = 0, keys = 0;   // time only these; 0 = all
+  size_t budget_mib = 5000;  // of the backward's workspace
+  std::string which;         // "forward" or "backward"; empty = both
   std::string json;
 };
 
@@ -279,12 +303,22 @@ int Run(const Options& options) {
   std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
   if (options.check) {
     bool good = true;
+    for (int queries : {1, 31, 257, 300, 1000}) {
+      for (int chunk : {32, 64, 256}) {
+        for (int a_sum : {8, 16}) {
+          for (int lag : {0, 7, 32}) {
+            good = CheckSchedule({queries, chunk, a_sum, lag}) && good;
+          }
+        }
+      }
+    }
     const uint64_t seed = std::random_device()();
     std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-    for (const Case& c :
-         {Case{7, 64, 300, 128, 7}, Case{9, 128, 777, 192, 4}, Case{5, 16, 100, 64, 5},
-          Case{67, 32, 150, 128, 33}, Case{24, 64, 2300, 2048, 24}, Case{6, 1, 70, 128, 2},
-          Case{12, 128, 2048, 2048, 5}}) {
+    for (const Case& c : {Case{7, 64, 300, 128, {32, 32}}, Case{9, 128, 777, 192, {32, 64}},
+                          Case{5, 16, 100, 64, {32, 32}}, Case{387, 32, 150, 128, {32, 256}},
+                          Case{24, 64, 2300, 2048, {32, 32}}, Case{6, 1, 70, 128, {64, 128}},
+                          Case{300, 128, 130, 128, {32, 320}}, Case{140, 128, 1000, 512, {32, 64}},
+                          Case{12, 128, 2048, 2048, {32, 32}}}) {
       good = CheckForward(c, seed + c.keys) && good;
       good = CheckBackward(c, seed + c.tokens) && good;
     }
@@ -304,8 +338,8 @@ int Run(const Options& options) {
         if (options.quick && keys != 8192 && keys != 32768) continue;
         if (options.heads && heads != options.heads) continue;
         if (options.keys && keys != options.keys) continue;
-        time({4096, heads, keys, 2048, 0}, IdPattern::kRandom);
-        if (keys >= 32768) time({4096, heads, keys, 2048, 0}, IdPattern::kNear);
+        time({4096, heads, keys, 2048, {}}, IdPattern::kRandom);
+        if (keys >= 32768) time({4096, heads, keys, 2048, {}}, IdPattern::kNear);
       }
     }
   };
@@ -316,7 +350,7 @@ int Run(const Options& options) {
   }
   if (options.which != "forward") {
     for_each_shape([&](const Case& c, IdPattern pattern) {
-      TimeBackward(timer, c, pattern, gemm, repeats, report);
+      TimeBackward(timer, c, pattern, options.budget_mib << 20, gemm, repeats, report);
     });
   }
   report.Print();
@@ -337,6 +371,7 @@ int main(int argc, char** argv) {
     if (arg == "--quick") options.quick = true;
     if (arg.rfind("--heads=", 0) == 0) options.heads = std::stoi(arg.substr(8));
     if (arg.rfind("--keys=", 0) == 0) options.keys = std::stoi(arg.substr(7));
+    if (arg.rfind("--budget=", 0) == 0) options.budget_mib = std::stoul(arg.substr(9));
     if (arg.rfind("--only=", 0) == 0) options.which = arg.substr(7);
     if (arg.rfind("--json=", 0) == 0) options.json = arg.substr(7);
   }

@@ -12,44 +12,23 @@
 #include <cstring>
 
 #include "kernels/core/check.h"
+#include "kernels/core/cuda_context.h"
+#include "kernels/core/memory_ledger.h"
 
 namespace baleen {
-namespace {
-
-constexpr int64_t kAlignment = 64;  // one cache line, and the widest vector load
-
-// What all storages of one pool share: they may outlive the pool object, never this.
-struct Ledger {
-  std::map<std::string, MemoryUse> uses;
-  MemoryUse total;
-
-  void Add(const std::string& use, int64_t bytes) {
-    for (MemoryUse* entry : {&uses[use], &total}) {
-      entry->bytes += bytes;
-      entry->peak_bytes = std::max(entry->peak_bytes, entry->bytes);
-    }
-  }
-};
 
 std::string Table(const Ledger& ledger) {
+  std::vector<std::pair<std::string, MemoryUse>> rows(ledger.uses.begin(), ledger.uses.end());
+  std::stable_sort(rows.begin(), rows.end(),
+                   [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
   std::ostringstream out;
-  for (const auto& [use, entry] : ledger.uses) out << "\n  " << use << ": " << entry.bytes;
+  for (const auto& [use, entry] : rows) {
+    out << "\n  " << use << ": " << entry.bytes << " now, " << entry.peak_bytes << " at most";
+  }
   return out.str();
 }
 
-// Counts its bytes for as long as it lives; how the memory came and goes is the subclass's.
-class CountedStorage : public Storage {
- public:
-  CountedStorage(void* data, int64_t bytes, std::shared_ptr<Ledger> ledger, std::string use)
-      : Storage(data, bytes), ledger_(std::move(ledger)), use_(std::move(use)) {
-    ledger_->Add(use_, bytes);
-  }
-  ~CountedStorage() override { ledger_->Add(use_, -bytes()); }
-
- private:
-  std::shared_ptr<Ledger> ledger_;
-  std::string use_;
-};
+namespace {
 
 class HeapStorage : public CountedStorage {
  public:
@@ -93,35 +72,15 @@ class RegionStorage : public CountedStorage {
   std::shared_ptr<Region> region_;  // unmapped when its last storage is gone
 };
 
-class CountingPool : public MemoryPool {
- public:
-  std::map<std::string, MemoryUse> Uses() const override { return ledger_->uses; }
-  MemoryUse Total() const override { return ledger_->total; }
-  void ResetPeak() override {
-    for (auto& [use, entry] : ledger_->uses) entry.peak_bytes = entry.bytes;
-    ledger_->total.peak_bytes = ledger_->total.bytes;
-  }
-
- protected:
-  // What an allocation of `bytes` occupies, in every pool alike.
-  static int64_t Rounded(int64_t bytes) {
-    return std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-  }
-  std::shared_ptr<Storage> FromHeap(int64_t rounded, const std::string& use) {
-    void* data = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
-    CHECK(data != nullptr) << "out of host memory: " << rounded << " bytes for " << use
-                           << "; held now (bytes):" << Table(*ledger_);
-    return std::make_shared<HeapStorage>(data, rounded, ledger_, use);
-  }
-
-  std::shared_ptr<Ledger> ledger_ = std::make_shared<Ledger>();
-};
-
 class HostPool : public CountingPool {
  public:
   std::shared_ptr<Storage> Allocate(int64_t bytes, const std::string& use) override {
     CHECK_GE(bytes, 0) << use;
-    return FromHeap(Rounded(bytes), use);
+    const int64_t rounded = Rounded(bytes);
+    void* data = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
+    CHECK(data != nullptr) << "out of host memory: " << rounded << " bytes for " << use
+                           << "; held now (bytes):" << Table(*ledger_);
+    return std::make_shared<HeapStorage>(data, rounded, ledger_, use);
   }
 };
 
@@ -173,7 +132,13 @@ Tensor Context::Empty(DType dtype, Shape shape) const {
 Tensor Context::Zeros(DType dtype, Shape shape) const {
   Tensor tensor = Empty(dtype, std::move(shape));
   if (dry_) return tensor;  // zero as it is, and writing would make its pages
-  CHECK(device_.kind == DeviceKind::kCpu) << "zeroing on the GPU comes with the CUDA backend";
+  if constexpr (kHaveCuda) {
+    if (device_.kind == DeviceKind::kCuda) {
+      cuda_internal::Zero(tensor.raw(), tensor.bytes(), stream_);
+      return tensor;
+    }
+  }
+  CHECK(device_.kind == DeviceKind::kCpu) << "this build has no CUDA backend";
   std::memset(tensor.raw(), 0, static_cast<size_t>(tensor.bytes()));
   return tensor;
 }

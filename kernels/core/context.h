@@ -20,6 +20,16 @@
 
 namespace baleen {
 
+// Whether this build has the CUDA backend. Code for it stands in `if constexpr (kHaveCuda)`: what
+// such a statement names needs no definition in a build without.
+#ifdef BALEEN_HAVE_CUDA
+inline constexpr bool kHaveCuda = true;
+#else
+inline constexpr bool kHaveCuda = false;
+#endif
+
+class CudaDevice;  // cuda_context.h: streams, events, library handles, pinned memory
+
 struct MemoryUse {
   int64_t bytes = 0;       // held now
   int64_t peak_bytes = 0;  // most held at once since the last ResetPeak
@@ -56,6 +66,10 @@ class Context {
  public:
   Context(Device device, std::shared_ptr<MemoryPool> pool)
       : device_(device), pool_(std::move(pool)) {}
+  // A CUDA context (MakeCudaContext makes it); `stream` is the device's compute stream.
+  Context(Device device, std::shared_ptr<MemoryPool> pool, std::shared_ptr<CudaDevice> cuda,
+          void* stream)
+      : device_(device), pool_(std::move(pool)), cuda_(std::move(cuda)), stream_(stream) {}
   // A CPU context with a pool of its own.
   static Context Cpu() { return Context(Device{}, MakeHostPool()); }
   // A CPU context that computes nothing. `counter`, where given, outlives it and its copies.
@@ -63,6 +77,13 @@ class Context {
 
   Device device() const { return device_; }
   MemoryPool& pool() const { return *pool_; }
+  // The cudaStream_t that ops launch on; null on the CPU.
+  void* stream() const { return stream_; }
+  // Only of a CUDA context.
+  CudaDevice& cuda() const {
+    CHECK(cuda_ != nullptr) << "a CPU context has no CUDA device";
+    return *cuda_;
+  }
   bool dry() const { return dry_; }
   OpCounter* counter() const { return counter_; }  // null: nobody counts
   // Uninitialised, respectively zeroed, tensor under the use that ScopedUse named last.
@@ -74,6 +95,8 @@ class Context {
   friend class ScopedUse;
   Device device_;
   std::shared_ptr<MemoryPool> pool_;
+  std::shared_ptr<CudaDevice> cuda_;
+  void* stream_ = nullptr;
   std::string use_ = "activations";
   bool dry_ = false;
   OpCounter* counter_ = nullptr;

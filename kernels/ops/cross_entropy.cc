@@ -5,6 +5,8 @@
 
 #include "kernels/ops/bounds.h"
 #include "kernels/ops/cross_entropy_cpu.h"
+#include "kernels/ops/cross_entropy_cuda.h"
+#include "kernels/ops/cuda_element.h"
 #include "kernels/ops/dispatch.h"
 
 namespace baleen {
@@ -38,6 +40,22 @@ void CheckTargets(const Context& context, const Tensor& targets_T) {
   CheckIndices(context, kOp, "targets", targets_T, -1, std::numeric_limits<int32_t>::max());
 }
 
+CrossEntropyCudaRows CudaRows(const CrossEntropyStats& stats) {
+  return {stats.row_max_T.data<float>(), stats.row_sum_T.data<float>(),
+          stats.target_logit_T.data<float>()};
+}
+
+CrossEntropyCudaArgs CudaArgs(const Tensor& logits_TW, const Tensor& targets_T,
+                              const CrossEntropyStats& stats, int64_t vocab_begin) {
+  return {.element = ElementOf(kOp, "logits", logits_TW),
+          .tokens = logits_TW.dim(0),
+          .W = logits_TW.dim(1),
+          .vocab_begin = vocab_begin,
+          .logits = logits_TW.raw(),
+          .targets_T = targets_T.data<int32_t>(),
+          .stats = CudaRows(stats)};
+}
+
 }  // namespace
 
 CrossEntropyStats CrossEntropyLocalStats(const Context& context, const Tensor& logits_TW,
@@ -45,9 +63,17 @@ CrossEntropyStats CrossEntropyLocalStats(const Context& context, const Tensor& l
   CheckRank(kOp, "logits", logits_TW, 2);
   const int64_t tokens = logits_TW.dim(0);
   CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckTargets(context, targets_T);
+  CheckTensor(context, kOp, "logits", logits_TW, logits_TW.dtype(), logits_TW.shape());
   const CrossEntropyStats stats = EmptyStats(context, logits_TW.dtype(), tokens);
+  if (OnCuda(context)) {
+    if constexpr (kHaveCuda) {
+      CrossEntropyLocalStatsCuda(CudaArgs(logits_TW, targets_T, stats, vocab_begin),
+                                 context.stream());
+      return stats;
+    }
+    NoCudaKernel(kOp);
+  }
+  CheckTargets(context, targets_T);
   CountBytes(context, kOp, logits_TW.bytes());
   ForFloatOrDouble(context, kOp, logits_TW.dtype(), [&](auto element) {
     using T = decltype(element);
@@ -61,9 +87,16 @@ CrossEntropyStats CombineCrossEntropyStats(const Context& context, const CrossEn
   CheckRank(kOp, "row_max", parts.row_max_T, 2);
   const DType dtype = parts.row_max_T.dtype();
   CheckStats(context, parts, dtype, parts.row_max_T.shape());
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const int64_t num_parts = parts.row_max_T.dim(0), tokens = parts.row_max_T.dim(1);
   const CrossEntropyStats whole = EmptyStats(context, dtype, tokens);
+  if (OnCuda(context)) {
+    if constexpr (kHaveCuda) {
+      CombineCrossEntropyStatsCuda(num_parts, tokens, CudaRows(parts), CudaRows(whole),
+                                   context.stream());
+      return whole;
+    }
+    NoCudaKernel(kOp);
+  }
   ForFloatOrDouble(context, kOp, dtype, [&](auto element) {
     using T = decltype(element);
     CombineCrossEntropyStatsCpu(num_parts, tokens, Rows<const T>(parts), Rows<T>(whole));
@@ -78,9 +111,16 @@ Tensor CrossEntropyLoss(const Context& context, const CrossEntropyStats& stats,
   const DType dtype = stats.row_max_T.dtype();
   CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
   CheckStats(context, stats, dtype, {tokens});
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
-  CheckTargets(context, targets_T);
   const Tensor loss = context.Empty(dtype, {tokens});
+  if (OnCuda(context)) {
+    if constexpr (kHaveCuda) {
+      CrossEntropyLossCuda(tokens, CudaRows(stats), targets_T.data<int32_t>(), loss.data<float>(),
+                           context.stream());
+      return loss;
+    }
+    NoCudaKernel(kOp);
+  }
+  CheckTargets(context, targets_T);
   ForFloatOrDouble(context, kOp, dtype, [&](auto element) {
     using T = decltype(element);
     CrossEntropyLossCpu(tokens, Rows<const T>(stats), targets_T.data<int32_t>(), loss.data<T>());
@@ -94,8 +134,14 @@ void CrossEntropyBackwardInPlace(const Context& context, const Tensor& logits_TW
   CheckRank(kOp, "logits", logits_TW, 2);
   const int64_t tokens = logits_TW.dim(0);
   CheckTensor(context, kOp, "targets", targets_T, DType::kI32, {tokens});
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   CheckStats(context, stats, logits_TW.dtype(), {tokens});
+  if (OnCuda(context)) {
+    if constexpr (kHaveCuda) {
+      return CrossEntropyBackwardCuda(CudaArgs(logits_TW, targets_T, stats, vocab_begin),
+                                      static_cast<float>(scale), context.stream());
+    }
+    NoCudaKernel(kOp);
+  }
   CheckTargets(context, targets_T);
   CountBytes(context, kOp, 2 * logits_TW.bytes());
   ForFloatOrDouble(context, kOp, logits_TW.dtype(), [&](auto element) {

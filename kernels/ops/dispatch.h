@@ -1,6 +1,21 @@
 // What every op's x.cc does first: check its tensors, then choose the definition for the device and
 // the dtype.
 //
+// On CUDA, behind the checks and the allocation of the result:
+//
+//   if (OnCuda(context)) {
+//     if constexpr (kHaveCuda) {
+//       XCuda(..., context.stream());  // x_cuda.h: plain structs, pointers, cudaStream_t as void*
+//       CheckLaunch(kOp);
+//       return y;
+//     }
+//     NoCudaKernel(kOp);
+//   }
+//
+// x_cuda.h is read by builds without CUDA too, so it includes no CUDA header. Dtypes there:
+// activations and working weights kBF16 (kF32 also where the kernel says so), statistics kF32, all
+// gradients of weights and parameters kF32; kF64 is the CPU's alone.
+//
 // The messages carry op, argument, expected and found: a wrong shape is found by reading one line.
 //
 // In a dry context (kernels/core/context.h) an op ends where it would begin to compute on floating
@@ -14,6 +29,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/context.h"
+#include "kernels/core/cuda_context.h"
 #include "kernels/core/tensor.h"
 
 namespace baleen {
@@ -55,6 +71,20 @@ inline void CheckRank(const char* op, const char* name, const Tensor& tensor, in
 [[noreturn]] inline void NoCudaKernel(const char* op) {
   CHECK(false) << op << ": this build has no CUDA kernel of the op; run it on the CPU";
   __builtin_unreachable();
+}
+
+inline bool OnCuda(const Context& context) { return context.device().kind == DeviceKind::kCuda; }
+
+// After the launches of a kernel: aborts with the op's name when CUDA refused one of them.
+inline void CheckLaunch(const char* op) {
+  if constexpr (kHaveCuda) CheckCudaLaunch(op);
+}
+
+// What kernels of activations take: bf16 or fp32. Says so with op, argument and dtype.
+inline void CheckCudaActivation(const char* op, const char* name, const Tensor& tensor) {
+  CHECK(tensor.dtype() == DType::kBF16 || tensor.dtype() == DType::kF32)
+      << op << ": " << name << " is " << tensor.DebugString()
+      << ", the CUDA kernels take BF16 and F32";
 }
 
 // Calls function(T{}) with the element type of the CPU definitions: float or double. In a dry

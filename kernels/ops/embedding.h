@@ -1,5 +1,9 @@
-// Embedding rows, for a whole vocabulary or one rank's part of it: y[t] = table[ids[t] - vocab_begin], zero where the
-// id belongs to another rank. Backward: dtable[id - vocab_begin] += dy[t], summed in the order of t.
+// Embedding rows, for a whole vocabulary or one rank's part of it: y[t] = table[ids[t] -
+// vocab_begin], zero where the id belongs to another rank. Backward: dtable[id - vocab_begin] +=
+// dy[t], summed in the order of t.
+//
+// On the CPU kF32 and kF64, on CUDA kF32 and kBF16. dtable is kF32 (kF64 for kF64 dy); on CUDA the
+// rows of a word are added up in fp32 before they are added to it.
 #pragma once
 
 #include "kernels/core/context.h"

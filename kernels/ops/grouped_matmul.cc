@@ -1,9 +1,13 @@
+// On the GPU one kernel takes all experts (grouped_matmul_cuda.h).
 // On the CPU the definition is the header's formula with one Matmul for each expert's rows: since a
 // row's bits do not depend on the other rows of a call (matmul_cpu.cc), it does not matter which
 // tokens share an expert.
 #include "kernels/ops/grouped_matmul.h"
 
+#include <cstdint>
+
 #include "kernels/ops/dispatch.h"
+#include "kernels/ops/grouped_matmul_cuda.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/matmul_cpu.h"
 
@@ -12,15 +16,22 @@ namespace {
 
 constexpr char kOp[] = "grouped_matmul";
 
+enum class Weight : uint8_t { kValues, kGradient };
+
+// The dtype of W or dW beside rows of `rows`.
+DType WeightOf(const Context& context, DType rows, Weight weight) {
+  return OnCuda(context) && weight == Weight::kGradient ? DType::kF32 : rows;
+}
+
 void CheckGroups(const Context& context, const Tensor& rows, const Tensor& weight_LOI,
-                 const Tensor& offsets_L1) {
+                 const Tensor& offsets_L1, Weight weight) {
   CheckRank(kOp, "rows", rows, 2);
   CheckRank(kOp, "weight", weight_LOI, 3);
-  CHECK(DTypesFit(context, rows.dtype(), weight_LOI.dtype()))
+  CHECK(DTypesFit(context, WeightOf(context, rows.dtype(), weight), weight_LOI.dtype()))
       << kOp << ": rows " << rows.DebugString() << ", weight " << weight_LOI.DebugString();
   const int64_t num_experts = weight_LOI.dim(0);
   CheckTensor(context, kOp, "offsets", offsets_L1, DType::kI32, {num_experts + 1});
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  if (OnCuda(context)) return;  // reading the offsets would wait for the device
   const int32_t* const offsets = offsets_L1.data<int32_t>();
   CHECK(offsets[0] == 0 && offsets[num_experts] == rows.dim(0))
       << kOp << ": offsets go from " << offsets[0] << " to " << offsets[num_experts]
@@ -37,6 +48,39 @@ void ForEachGroup(const Tensor& offsets_L1, Function function) {
   for (int64_t l = 0; l + 1 < offsets_L1.dim(0); ++l) {
     if (offsets[l] < offsets[l + 1]) function(l, offsets[l], offsets[l + 1]);
   }
+}
+
+// `left` are the rows of x or dy, `right` is W or the rows of x (grouped_matmul_cuda.h).
+void RunCuda(const Context& context, GroupedProduct product, const Tensor& left,
+             const Tensor& right, const Tensor& weight_LOI, const Tensor& offsets_L1,
+             const Tensor& result) {
+  CheckCudaActivation(kOp, "rows", left);
+  GroupedMatmulCudaArgs args;
+  args.element = left.dtype() == DType::kBF16 ? CudaElement::kBF16 : CudaElement::kF32;
+  args.num_rows = left.dim(0);
+  args.num_experts = weight_LOI.dim(0);
+  args.out = weight_LOI.dim(1);
+  args.in = weight_LOI.dim(2);
+  // Tiles, rows and columns are counted in 32 bits on the device.
+  CHECK(args.num_rows <= INT32_MAX && args.num_experts * args.out <= INT32_MAX &&
+        args.in <= INT32_MAX)
+      << kOp << ": rows " << left.DebugString() << ", weight " << weight_LOI.DebugString();
+  if (left.empty() || right.empty() || result.empty()) return;
+  args.offsets_L1 = offsets_L1.data<int32_t>();
+  args.left = left.raw();
+  args.right = right.raw();
+  args.result = result.raw();
+  if constexpr (kHaveCuda) {
+    const bool tensor_cores = PlanGroupedMatmul(product, args, 1).tensor_cores;
+    for (const Tensor* tensor : {&left, &right, &result}) {
+      CHECK(!tensor_cores || reinterpret_cast<uintptr_t>(tensor->raw()) % 16 == 0)
+          << kOp << ": " << tensor->DebugString() << " is not aligned to 16 bytes";
+    }
+    GroupedMatmulCuda(product, args, context.stream());
+    CheckLaunch(kOp);
+    return;
+  }
+  NoCudaKernel(kOp);
 }
 
 // Every row meets one expert's [out, in] matrix, whatever the offsets say. The panels are those of
@@ -60,10 +104,14 @@ MatrixView Expert(const Tensor& weight_LOI, int64_t l) {
 
 Tensor GroupedLinear(const Context& context, const Tensor& x, const Tensor& weight_LOI,
                      const Tensor& offsets_L1) {
-  CheckGroups(context, x, weight_LOI, offsets_L1);
+  CheckGroups(context, x, weight_LOI, offsets_L1, Weight::kValues);
   CHECK_EQ(x.dim(1), weight_LOI.dim(2))
       << kOp << ": x " << x.DebugString() << ", weight " << weight_LOI.DebugString();
   const Tensor y = context.Empty(x.dtype(), {x.dim(0), weight_LOI.dim(1)});
+  if (OnCuda(context)) {
+    RunCuda(context, GroupedProduct::kForward, x, weight_LOI, weight_LOI, offsets_L1, y);
+    return y;
+  }
   if (context.dry()) {
     DryGroups(context, x, y, weight_LOI, weight_LOI.dim(1), weight_LOI.dim(2));
     return y;
@@ -77,10 +125,14 @@ Tensor GroupedLinear(const Context& context, const Tensor& x, const Tensor& weig
 
 Tensor GroupedLinearBackwardInput(const Context& context, const Tensor& dy,
                                   const Tensor& weight_LOI, const Tensor& offsets_L1) {
-  CheckGroups(context, dy, weight_LOI, offsets_L1);
+  CheckGroups(context, dy, weight_LOI, offsets_L1, Weight::kValues);
   CHECK_EQ(dy.dim(1), weight_LOI.dim(1))
       << kOp << ": dy " << dy.DebugString() << ", weight " << weight_LOI.DebugString();
   const Tensor dx = context.Empty(dy.dtype(), {dy.dim(0), weight_LOI.dim(2)});
+  if (OnCuda(context)) {
+    RunCuda(context, GroupedProduct::kBackwardInput, dy, weight_LOI, weight_LOI, offsets_L1, dx);
+    return dx;
+  }
   if (context.dry()) {
     DryGroups(context, dy, dx, weight_LOI, weight_LOI.dim(2), weight_LOI.dim(1));
     return dx;
@@ -94,10 +146,14 @@ Tensor GroupedLinearBackwardInput(const Context& context, const Tensor& dy,
 
 void GroupedLinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
                                  const Tensor& offsets_L1, const Tensor& dweight_LOI) {
-  CheckGroups(context, dy, dweight_LOI, offsets_L1);
+  CheckGroups(context, dy, dweight_LOI, offsets_L1, Weight::kGradient);
   CHECK_EQ(dy.dim(1), dweight_LOI.dim(1))
       << kOp << ": dy " << dy.DebugString() << ", dweight " << dweight_LOI.DebugString();
   CheckTensor(context, kOp, "x", x, dy.dtype(), {dy.dim(0), dweight_LOI.dim(2)});
+  if (OnCuda(context)) {
+    RunCuda(context, GroupedProduct::kBackwardWeight, dy, x, dweight_LOI, offsets_L1, dweight_LOI);
+    return;
+  }
   if (context.dry()) {
     // The depth of an expert's product is its rows: the even share stands for them.
     const int64_t share = (dy.dim(0) + dweight_LOI.dim(0) - 1) / dweight_LOI.dim(0);

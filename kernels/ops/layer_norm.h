@@ -1,7 +1,10 @@
 // LayerNorm with bias over the last dimension, the indexer's k_norm (spec 1.2; eps 1e-6):
 //
-//   xhat = (x - mean) * rstd,  y = xhat * weight + bias,  rstd = 1 / sqrt(var(x) + eps)  (biased variance)
-//   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight;  dweight += sum dy * xhat;  dbias += sum dy
+//   xhat = (x - mean) * rstd,  y = xhat * weight + bias,  rstd = 1 / sqrt(var(x) + eps)  (biased)
+//   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight
+//   dweight += sum dy * xhat;  dbias += sum dy
+// x, weight, bias, y, dy, dx are of one dtype: on the CPU kF32 or kF64, on CUDA kF32 or kBF16
+// (arithmetic in fp32, results rounded once). mean, rstd, dweight, dbias: kF32 (kF64 for kF64 x).
 #pragma once
 
 #include "kernels/core/context.h"

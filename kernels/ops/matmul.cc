@@ -3,9 +3,12 @@
 #include "kernels/ops/bounds.h"
 #include "kernels/ops/dispatch.h"
 #include "kernels/ops/matmul_cpu.h"
+#include "kernels/ops/matmul_cuda.h"
 
 namespace baleen {
 namespace {
+
+constexpr char kOp[] = "matmul";
 
 template <typename T>
 StridedMatrix<const T> Operand(const MatrixView& view, Transpose transpose) {
@@ -32,6 +35,51 @@ void RunCpu(const Context& context, const MatrixView& a, Transpose transpose_a, 
   MatmulCpu(context, problem, SupportedVectorIsas().back());
 }
 
+// A and B of one dtype. C is of theirs; on the GPU it may be the fp32 sum of bf16 products.
+bool OperandsFit(const Context& context, DType a, DType b, DType c) {
+  const bool sums = OnCuda(context) && a == DType::kBF16 && c == DType::kF32;
+  return DTypesFit(context, a, b) && (DTypesFit(context, a, c) || sums);
+}
+
+MatmulCudaOperand CudaOperand(const MatrixView& view, Transpose transpose) {
+  const char* const data = view.tensor.empty() ? nullptr : static_cast<char*>(view.tensor.raw());
+  return {data == nullptr ? nullptr : data + view.offset * DTypeBytes(view.dtype()),
+          view.batch == 1 ? 0 : view.batch_stride, view.row_stride, transpose == Transpose::kYes};
+}
+
+CudaElement ElementOf(DType dtype) {
+  return dtype == DType::kBF16 ? CudaElement::kBF16 : CudaElement::kF32;
+}
+
+void RunCuda(const Context& context, const MatrixView& a, Transpose transpose_a,
+             const MatrixView& b, Transpose transpose_b, const MatrixView& c, Accumulate accumulate,
+             double alpha) {
+  CheckCudaActivation(kOp, "A", a.tensor);
+  if (c.tensor.empty()) return;
+  MatmulCudaArgs args;
+  args.element = ElementOf(a.dtype());
+  args.result_element = ElementOf(c.dtype());
+  args.batch = c.batch;
+  args.m = c.rows;
+  args.n = c.cols;
+  args.k = transpose_a == Transpose::kYes ? a.rows : a.cols;
+  args.a = CudaOperand(a, transpose_a);
+  args.b = CudaOperand(b, transpose_b);
+  args.c = static_cast<char*>(c.tensor.raw()) + c.offset * DTypeBytes(c.dtype());
+  args.c_batch_stride = c.batch == 1 ? 0 : c.batch_stride;
+  args.c_row_stride = c.row_stride;
+  args.alpha = static_cast<float>(alpha);
+  args.add = accumulate == Accumulate::kAdd;
+  if constexpr (kHaveCuda) {
+    const CublasLt library = context.cuda().cublaslt();
+    MatmulCuda(args, {library.handle, library.workspace, library.workspace_bytes},
+               context.stream());
+    CheckLaunch(kOp);
+    return;
+  }
+  NoCudaKernel(kOp);
+}
+
 // Takes the panels' memory and counts the work of C [M, N] = A B over K.
 void DryMatmul(const Context& context, const MatrixView& a, const MatrixView& b,
                const MatrixView& c, int64_t k) {
@@ -40,7 +88,7 @@ void DryMatmul(const Context& context, const MatrixView& a, const MatrixView& b,
     return static_cast<double>(view.batch * view.rows * view.cols * DTypeBytes(view.dtype()));
   };
   const double products = static_cast<double>(c.batch * c.rows) * static_cast<double>(c.cols * k);
-  CountWork(context, "matmul", 2 * products, bytes(a) + bytes(b) + bytes(c));
+  CountWork(context, kOp, 2 * products, bytes(a) + bytes(b) + bytes(c));
 }
 
 // x [.., in] as its rows; a tensor without columns keeps its row count.
@@ -74,17 +122,20 @@ void Matmul(const Context& context, const MatrixView& a, Transpose transpose_a, 
       << "] is not C [" << c.rows << ", " << c.cols << "]";
   CHECK((a.batch == c.batch || a.batch == 1) && (b.batch == c.batch || b.batch == 1))
       << "matmul: batches A " << a.batch << ", B " << b.batch << ", C " << c.batch;
-  CHECK(DTypesFit(context, a.dtype(), c.dtype()) && DTypesFit(context, b.dtype(), c.dtype()))
+  CHECK(OperandsFit(context, a.dtype(), b.dtype(), c.dtype()))
       << "matmul: dtypes A " << a.dtype() << ", B " << b.dtype() << ", C " << c.dtype();
-  CheckViewInside("matmul", "A", a);
-  CheckViewInside("matmul", "B", b);
-  CheckViewInside("matmul", "C", c);
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel("matmul");
+  CheckViewInside(kOp, "A", a);
+  CheckViewInside(kOp, "B", b);
+  CheckViewInside(kOp, "C", c);
+  if (OnCuda(context)) {
+    RunCuda(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
+    return;
+  }
   if (context.dry()) {
     DryMatmul(context, a, b, c, k);
     return;
   }
-  ForFloatOrDouble(context, "matmul", c.dtype(), [&](auto element) {
+  ForFloatOrDouble(context, kOp, c.dtype(), [&](auto element) {
     RunCpu<decltype(element)>(context, a, transpose_a, b, transpose_b, c, accumulate, alpha);
   });
 }

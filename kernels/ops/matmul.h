@@ -4,9 +4,12 @@
 //   LinearBackwardInput  dx = dy W
 //   LinearBackwardWeight dW += dy^T x     (parameter gradients are always added to)
 //
-// A row of C has the same bits however many other rows the call has, unless alpha is not 1 and C is added to: then the
-// last addition may or may not be fused.
-// Operands have one dtype (kF32 or kF64 on the CPU), which is also what is accumulated in.
+// CPU: operands and C have one dtype, kF32 or kF64, which is also what is accumulated in. A row of C has the same bits
+// however many other rows the call has, unless alpha is not 1 and C is added to: then the last addition may or may not
+// be fused.
+// CUDA: A and B are kBF16 or kF32 (multiplied as fp32, not TF32), sums are fp32, C is of the operands' dtype or kF32
+// (gradients of parameters). The same call gives the same bits; a row's bits may change with the shape of the call,
+// which chooses the kernel.
 #pragma once
 
 #include "kernels/core/context.h"

@@ -27,6 +27,16 @@ std::vector<int32_t> SortSlotsCpu(int64_t slots, const int32_t* expert_ids, int6
   return sorted;
 }
 
+void GroupsOfTokensCpu(int64_t tokens, int64_t A, int64_t num_groups, int64_t group_size,
+                       const int32_t* ids, int32_t* groups) {
+  std::fill_n(groups, tokens * num_groups, -1);
+  for (int64_t slot = 0; slot < tokens * A; ++slot) {
+    if (ids[slot] < 0 || ids[slot] >= num_groups * group_size) continue;
+    const int64_t group = ids[slot] / group_size;
+    groups[slot / A * num_groups + group] = static_cast<int32_t>(group);
+  }
+}
+
 template <typename T>
 void GatherRowsBackwardCpu(int64_t tokens, int64_t A, int64_t D, const T* dy,
                            const int32_t* row_of_slot, T* dx) {

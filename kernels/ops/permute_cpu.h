@@ -11,6 +11,10 @@ namespace baleen {
 std::vector<int32_t> SortSlotsCpu(int64_t slots, const int32_t* expert_ids, int64_t first_expert,
                                   int64_t num_experts, int32_t* row_of_slot, int32_t* offsets);
 
+// groups [tokens, num_groups] of permute.h.
+void GroupsOfTokensCpu(int64_t tokens, int64_t A, int64_t num_groups, int64_t group_size,
+                       const int32_t* ids, int32_t* groups);
+
 // In all of these: A slots a token, rows of D; row_of_slot [tokens, A].
 template <typename T>
 void GatherRowsBackwardCpu(int64_t tokens, int64_t A, int64_t D, const T* dy,

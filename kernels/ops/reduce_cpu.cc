@@ -15,9 +15,17 @@ double SumCpu(int64_t count, const T* x) {
   return SumInLanes(count, [&](int64_t i) { return static_cast<double>(x[i]); });
 }
 
+template <typename T>
+double DotCpu(int64_t count, const T* a, const T* b) {
+  return SumInLanes(count, [&](int64_t i) { return static_cast<double>(a[i]) * b[i]; });
+}
+
 template double SumOfSquaresCpu(int64_t, const float*);
 template double SumOfSquaresCpu(int64_t, const double*);
 template double SumCpu(int64_t, const float*);
 template double SumCpu(int64_t, const double*);
+template double SumCpu(int64_t, const int32_t*);
+template double DotCpu(int64_t, const float*, const float*);
+template double DotCpu(int64_t, const double*, const double*);
 
 }  // namespace baleen

@@ -1,4 +1,4 @@
-// Internal: the CPU definition behind reduce.h, for float and double.
+// Internal: the CPU definition behind reduce.h, for float and double (sums: int32_t too).
 #pragma once
 
 #include <cstdint>
@@ -9,5 +9,7 @@ template <typename T>
 double SumOfSquaresCpu(int64_t count, const T* x);
 template <typename T>
 double SumCpu(int64_t count, const T* x);
+template <typename T>
+double DotCpu(int64_t count, const T* a, const T* b);
 
 }  // namespace baleen

@@ -1,7 +1,10 @@
-// RMSNorm over the last dimension (spec 4.2): y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps).
+// RMSNorm over the last dimension (spec 4.2): y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) +
+// eps).
 //
-//   dx = rstd * (g - x * rstd^2 * mean(g * x)),  g = dy * weight;     dweight += sum over rows of dy * x * rstd
-// Statistics in fp32 (fp64 for kF64).
+//   dx = rstd * (g - x * rstd^2 * mean(g * x)),  g = dy * weight
+//   dweight += sum over rows of dy * x * rstd
+// x, weight, y, dy, dx are of one dtype: on the CPU kF32 or kF64, on CUDA kF32 or kBF16 (arithmetic
+// in fp32, results rounded once). rstd and dweight are kF32 (kF64 for kF64 x).
 #pragma once
 
 #include "kernels/core/context.h"

@@ -4,8 +4,10 @@
 #include <cmath>
 
 #include "kernels/ops/bounds.h"
+#include "kernels/ops/cuda_element.h"
 #include "kernels/ops/dispatch.h"
 #include "kernels/ops/rope_cpu.h"
+#include "kernels/ops/rope_cuda.h"
 
 namespace baleen {
 namespace {
@@ -18,6 +20,23 @@ double CorrectionDim(const RopeFrequencyParams& params, double rotations) {
   return static_cast<double>(params.dim) *
          std::log(static_cast<double>(params.original_max_position) / (2 * kPi * rotations)) /
          (2 * std::log(params.theta));
+}
+
+void ApplyOnCuda(const Context& context, const MatrixView& x, const Tensor& positions_T,
+                 const RopeTable& table, RopeLayout layout, RopeDirection direction) {
+  ApplyRopeCuda({.element = ElementOf(kOp, "x", x.tensor),
+                 .interleaved = layout == RopeLayout::kInterleaved,
+                 .sign = direction == RopeDirection::kForward ? 1.0f : -1.0f,
+                 .heads = x.batch,
+                 .tokens = x.rows,
+                 .half = static_cast<int>(x.cols / 2),
+                 .head_stride = x.batch_stride,
+                 .row_stride = x.row_stride,
+                 .x = static_cast<char*>(x.tensor.raw()) + x.offset * DTypeBytes(x.dtype()),
+                 .positions_T = positions_T.data<int32_t>(),
+                 .cos = table.cos.data<float>(),
+                 .sin = table.sin.data<float>()},
+                context.stream());
 }
 
 }  // namespace
@@ -51,10 +70,22 @@ std::vector<double> RopeFrequencies(const RopeFrequencyParams& params) {
 RopeTable MakeRopeTable(const Context& context, DType dtype, const std::vector<double>& frequencies,
                         int64_t num_positions) {
   CHECK_GE(num_positions, 0) << kOp;
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
   const DType table_dtype = StatisticsOf(dtype);
   const Shape shape = {num_positions, static_cast<int64_t>(frequencies.size())};
   const RopeTable table{context.Empty(table_dtype, shape), context.Empty(table_dtype, shape)};
+  if (OnCuda(context)) {
+    if constexpr (kHaveCuda) {
+      CHECK_LE(frequencies.size(), kRopeCudaMaxPairs) << kOp << ": pairs of a head";
+      RopeTableCudaArgs args{.positions = num_positions,
+                             .half = static_cast<int>(frequencies.size()),
+                             .cos = table.cos.data<float>(),
+                             .sin = table.sin.data<float>()};
+      std::copy(frequencies.begin(), frequencies.end(), args.frequencies);
+      RopeTableCuda(args, context.stream());
+      return table;
+    }
+    NoCudaKernel(kOp);
+  }
   ForFloatOrDouble(context, kOp, table_dtype, [&](auto element) {
     using T = decltype(element);
     RopeTableCpu(frequencies, num_positions, table.cos.data<T>(), table.sin.data<T>());
@@ -72,7 +103,10 @@ void ApplyRope(const Context& context, const MatrixView& x, const Tensor& positi
   CheckTensor(context, kOp, "cos", table.cos, table_dtype, table.cos.shape());
   CheckTensor(context, kOp, "sin", table.sin, table_dtype, table.cos.shape());
   CheckViewInside(kOp, "x", x);
-  if (context.device().kind != DeviceKind::kCpu) NoCudaKernel(kOp);
+  if (OnCuda(context)) {
+    if constexpr (kHaveCuda) return ApplyOnCuda(context, x, positions_T, table, layout, direction);
+    NoCudaKernel(kOp);
+  }
   CheckIndices(context, kOp, "positions", positions_T, 0, table.cos.dim(0));
   CountBytes(context, kOp, 2 * x.batch * x.rows * x.cols * DTypeBytes(x.dtype()));
   ForFloatOrDouble(context, kOp, x.dtype(), [&](auto element) {

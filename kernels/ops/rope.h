@@ -1,8 +1,11 @@
 // Rotary position embedding with YaRN frequencies (spec 1.7), in the two layouts of V3.2:
 //
 //   kInterleaved  pairs (2i, 2i+1): the main attention
-//   kHalfSplit    pairs (i, i + R/2): the lightning indexer (spec 1.3: mixing them up is the known bug)
-//   (a, b) -> (a cos - b sin, a sin + b cos), angle = position * frequency[i];  backward = rotation by -angle.
+//   kHalfSplit    pairs (i, i + R/2): the lightning indexer (spec 1.3: mixing them up is the known
+//   bug) (a, b) -> (a cos - b sin, a sin + b cos), angle = position * frequency[i] backward =
+//   rotation by -angle
+// x on the CPU kF32 or kF64, on CUDA kF32 or kBF16 (arithmetic in fp32, rounded once); cos and sin
+// kF32 (kF64 for kF64 x), of angles formed in fp64.
 #pragma once
 
 #include <vector>
@@ -24,8 +27,8 @@ struct RopeFrequencyParams {
 // R/2 frequencies in radians per position.
 std::vector<double> RopeFrequencies(const RopeFrequencyParams& params);
 
-// cos and sin of position * frequency for positions 0 .. num_positions-1: two [num_positions, R/2] tensors (kF32, or
-// kF64 where dtype is kF64).
+// cos and sin of position * frequency for positions 0 .. num_positions-1: two [num_positions, R/2]
+// tensors (kF32, or kF64 where dtype is kF64).
 struct RopeTable {
   Tensor cos;
   Tensor sin;
@@ -36,8 +39,8 @@ RopeTable MakeRopeTable(const Context& context, DType dtype, const std::vector<d
 enum class RopeLayout : uint8_t { kInterleaved, kHalfSplit };
 enum class RopeDirection : uint8_t { kForward, kBackward };
 
-// Rotates in place the R columns of `x` (a view: batch = heads, rows = tokens, cols = R), position of row t =
-// positions_T[t] (kI32, inside the table).
+// Rotates in place the R columns of `x` (a view: batch = heads, rows = tokens, cols = R), position
+// of row t = positions_T[t] (kI32, inside the table; on CUDA the caller answers for that).
 void ApplyRope(const Context& context, const MatrixView& x, const Tensor& positions_T,
                const RopeTable& table, RopeLayout layout, RopeDirection direction);
 

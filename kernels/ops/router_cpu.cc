@@ -147,6 +147,16 @@ void BalanceBackwardCpu(int64_t tokens, int64_t E, const T* scores, const int32_
   }
 }
 
+template <typename T>
+void UpdateRouterBiasCpu(int64_t E, const int64_t* counts, double speed, T* bias) {
+  int64_t total = 0;
+  for (int64_t e = 0; e < E; ++e) total += counts[e];
+  for (int64_t e = 0; e < E; ++e) {
+    const int64_t excess = counts[e] * E - total;  // compares with the mean without rounding
+    bias[e] += static_cast<T>(excess > 0 ? -speed : excess < 0 ? speed : 0);
+  }
+}
+
 template void SigmoidCpu(int64_t, const float*, float*);
 template void SigmoidCpu(int64_t, const double*, double*);
 template void ChooseExpertsCpu(const RouterParams&, int64_t, int64_t, const float*, const float*,
@@ -169,5 +179,8 @@ template void BalanceBackwardCpu(int64_t, int64_t, const float*, const int32_t*,
                                  float*);
 template void BalanceBackwardCpu(int64_t, int64_t, const double*, const int32_t*, const double*,
                                  double*);
+
+template void UpdateRouterBiasCpu(int64_t, const int64_t*, double, float*);
+template void UpdateRouterBiasCpu(int64_t, const int64_t*, double, double*);
 
 }  // namespace baleen

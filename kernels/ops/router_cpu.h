@@ -32,4 +32,7 @@ template <typename T>
 void BalanceBackwardCpu(int64_t tokens, int64_t E, const T* scores, const int32_t* sequence,
                         const T* coefficient, T* dscores);
 
+template <typename T>
+void UpdateRouterBiasCpu(int64_t E, const int64_t* counts, double speed, T* bias);
+
 }  // namespace baleen

@@ -3,8 +3,7 @@
 // A thread block takes one query and one tile of 64 heads and walks over the query's keys in blocks
 // of 64. A block costs, in steps of m64 x n64 x k16: S 36, dP 32, dq 36, dkv 68 = 5504 cycles.
 //
-//   warpgroup 0  S = q K^T, P = exp(scale S - lse), dP = do V^T, dS = scale P (dP - delta); P and
-//   dS
+//   warpgroup 0  S = q K^T, P = exp(scale S - lse), dP = do V^T, dS = scale P (dP - delta), both
 //                as bf16 to shared memory; dq columns 0-255; target = sum of P over the heads
 //   warpgroup 1  dq columns 256-447; then dkv = P^T do + dS^T q in 18 chunks of 32 columns, P^T and
 //                dS^T held in registers, one chunk multiplying while the one before is sent away
@@ -19,15 +18,15 @@
 // the other (bf16, through the memory of P and dS, free once both are in registers) and sends on
 // the sum of the other half: half the traffic to memory, and each row leaves once.
 //
-// Rows of dkv leave in one of two ways (sparse_scatter_cuda.cuh):
-//   kFixed    each (query, key) row is stored as bf16 at its place in a workspace sorted by key; a
-//             second kernel adds the rows of a key in the order of the queries. Reproducible bits.
-//   kArrival  fp32 vector reductions into [S, C] sums in whatever order.
+// Each (query, key) row of dkv is stored as bf16 at its place in a buffer sorted by key; thread
+// blocks of the same launch, started between those of later queries, add the rows of a key in the
+// order of the queries (sparse_attention_backward_schedule_cuda.h). So the bits are reproducible,
+// and the sum's memory traffic runs beside the arithmetic.
 //
-// Roofline per query of 128 heads and 2048 keys, H100: 1.44 GFLOP, 1.82 us at 794 TF. kFixed: 2.36
-// MB written to memory and read again, 0.8 us each at 3 TB/s, the write behind the arithmetic.
-// kArrival: 4.7 MB of reductions, 1.45 us at 3.25 TB/s inside L2, 2.9 us and more beyond it. For 64
-// heads the traffic is the same for half the arithmetic.
+// Roofline per query of 128 heads and 2048 keys, H100: 1.44 GFLOP, 1.82 us at 794 TF; rows 2.36 MB
+// written and read again, 1.57 us at the 3 TB/s of a copy, both at once. For 64 heads the traffic
+// is the same for half the arithmetic: at most 459 TF. fp32 reductions, 4.7 MB, would take 1.45 us
+// inside L2 and 2.9 us and more beyond it.
 #include <algorithm>
 
 #include "kernels/ops/sparse_attention_backward_cuda.h"
@@ -40,12 +39,14 @@ using namespace sparse_backward;  // NOLINT: the other parts of this kernel
 
 // --- Warpgroup 2: gathers K, finds the places of the dkv rows, dq columns 448-575. ---
 
-template <ScatterOrder kOrder, bool kPair>
+template <bool kPair>
 __device__ __forceinline__ void RunLoader(const Params& params, Shared& s, int t, int tile,
                                           int num_blocks) {
   const int thread = ThreadInRole(), lane = thread % 32;
   const SparseAttentionBackwardArgs& args = params.args;
   const int32_t* ids = args.ids_TK + size_t(t) * args.num_selected;
+  const int query = t - params.first_token;
+  const int buffer = BufferOf(params, query / params.schedule.chunk);
   const uint64_t k_columns = DescriptorMnMajor(SharedAddress(s.k) + 7 * kPieceBytes, kPieceBytes);
   const uint64_t ds_heads = DescriptorKMajor(SharedAddress(s.ds));
   // Eight threads a row of 128 bytes, sixteen rows at a time.
@@ -99,12 +100,7 @@ __device__ __forceinline__ void RunLoader(const Params& params, Shared& s, int t
       CopyAsyncArrive(&s.k_full[group]);
     }
     if (thread < kBlock) {
-      int32_t place = id;
-      if (kOrder == ScatterOrder::kFixed && id >= 0) {
-        place = ScatterPlace(params.index, t - params.first_token, id) * params.rows_per_place +
-                (kPair ? 0 : tile);
-      }
-      s.row[parity][thread] = place;
+      s.row[parity][thread] = id < 0 ? -1 : buffer + ScatterPlace(params.index, query, id);
       __syncwarp();
       if (lane == 0) BarrierArrive(&s.row_full);
     }
@@ -113,14 +109,47 @@ __device__ __forceinline__ void RunLoader(const Params& params, Shared& s, int t
   StoreDq(params, t, tile, 448, dq);
 }
 
-template <ScatterOrder kOrder, bool kPair>
+// One thread block's share of the keys of an earlier chunk: adds up their sorted rows.
+__device__ __forceinline__ void RunSum(const Params& params, uint8_t* shared_bytes, int sum,
+                                       int tile) {
+  using Stage = SumStage<kC>;
+  static_assert(sizeof(Stage) * kThreads / 32 <= sizeof(Shared), "");
+  const SparseBackwardSchedule& schedule = params.schedule;
+  const int chunk = sum / schedule.SumsAChunk();
+  const int blocks = schedule.SumsAChunk() * params.num_tiles;
+  const int block = sum % schedule.SumsAChunk() * params.num_tiles + tile;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+  Stage& stage = reinterpret_cast<Stage*>(shared_bytes)[warp];
+  if (threadIdx.x % 32 == 0) {
+    BarrierInit(&stage.full[0], 1);
+    BarrierInit(&stage.full[1], 1);
+    FenceBarrierInit();
+  }
+  if (threadIdx.x == 0) {
+    AwaitCount(&params.index.written_C[chunk], schedule.QueriesOfChunk(chunk) * params.num_tiles);
+    if (chunk > 0) AwaitCount(&params.index.summed_C[chunk - 1], blocks);
+  }
+  __syncthreads();
+  FenceProxyAsyncAll();  // the copy engine reads what other blocks' threads stored
+  SumSortedRows<kC>(params.index, chunk, params.rows + size_t(BufferOf(params, chunk)) * kRowBytes,
+                    block + warp * blocks, blocks * (kThreads / 32), params.args.dkv_SC, stage);
+  __syncthreads();
+  if (threadIdx.x == 0) Announce(&params.index.summed_C[chunk]);
+}
+
+template <bool kPair>
 __global__ void __launch_bounds__(kThreads, 1)
     SparseAttentionBackwardKernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
   const SparseAttentionBackwardArgs& args = params.args;
-  const int t = params.first_token + blockIdx.x / params.num_tiles;
+  const SparseBackwardItem item = params.schedule.Item(blockIdx.x / params.num_tiles);
   const int tile = blockIdx.x % params.num_tiles;
+  if (item.is_sum) {
+    RunSum(params, shared_bytes, item.index, tile);
+    return;
+  }
+  const int t = params.first_token + item.index;
   const int thread = threadIdx.x;
 
   const int32_t first_id =
@@ -156,6 +185,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         args.target_TK[size_t(t) * args.num_selected + x] = 0;
       }
     }
+    if (thread == 0) AnnounceRows(params, t);
     return;
   }
 
@@ -166,10 +196,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     RunScores(params, s, t, tile, num_blocks);
   } else if (warpgroup == 1) {
     RaiseRegisters<200>();
-    RunKeyGradients<kOrder, kPair>(params, s, t, tile, num_blocks);
+    RunKeyGradients<kPair>(params, s, t, tile, num_blocks);
   } else {
     LowerRegisters<96>();
-    RunLoader<kOrder, kPair>(params, s, t, tile, num_blocks);
+    RunLoader<kPair>(params, s, t, tile, num_blocks);
   }
   // A block's shared memory must outlive its peer's last arrivals.
   if constexpr (kPair) {
@@ -184,18 +214,14 @@ size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
 int NumTiles(const SparseAttentionBackwardArgs& args) {
   return (args.num_heads + kHeadTile - 1) / kHeadTile;
 }
-// The tiles of a query are summed before their row is stored when they are a pair.
-int RowsPerPlace(const SparseAttentionBackwardArgs& args) {
-  return NumTiles(args) == 2 ? 1 : NumTiles(args);
-}
 
 // The parts of the workspace; `base` may be null when only the size is wanted.
 struct Workspace {
   ScatterIndex index;
-  void* rows;
-  size_t mask_bytes, rows_bytes, bytes;
+  uint8_t* rows;
+  size_t mask_bytes, counter_bytes, bytes;
 };
-Workspace Divide(const SparseAttentionBackwardArgs& args, ScatterOrder order, int chunk,
+Workspace Divide(const SparseAttentionBackwardArgs& args, const SparseAttentionBackwardPlan& plan,
                  void* base) {
   Workspace w = {};
   auto take = [&](size_t bytes) {
@@ -203,26 +229,33 @@ Workspace Divide(const SparseAttentionBackwardArgs& args, ScatterOrder order, in
     w.bytes += AlignUp(bytes);
     return static_cast<void*>(at);
   };
-  const size_t keys = args.num_keys;
-  if (order == ScatterOrder::kFixed) {
-    w.mask_bytes = size_t((chunk + 31) / 32) * keys * 4;
-    w.index.masks_WS = static_cast<uint32_t*>(take(w.mask_bytes));
-    w.index.ranks_WS = static_cast<int32_t*>(take(w.mask_bytes));
-    w.index.starts_S = static_cast<int32_t*>(take(keys * 4));
-    w.index.counts_S = static_cast<int32_t*>(take(keys * 4));
-    w.index.cursor = static_cast<int32_t*>(take(4));
-    w.index.num_keys = args.num_keys;
-    w.rows_bytes = size_t(chunk) * args.num_selected * RowsPerPlace(args) * kRowBytes;
-  } else {
-    w.rows_bytes = keys * kC * 4;
-  }
-  w.rows = take(w.rows_bytes);
+  const size_t keys = args.num_keys, chunks = plan.span / plan.chunk;
+  w.mask_bytes = size_t(plan.span / 32) * keys * 4;
+  w.counter_bytes = 3 * chunks * 4;
+  w.index.masks_WS = static_cast<uint32_t*>(take(w.mask_bytes));
+  w.index.ranks_WS = static_cast<int32_t*>(take(w.mask_bytes));
+  w.index.starts_CS = static_cast<int32_t*>(take(chunks * keys * 4));
+  w.index.counts_CS = static_cast<int32_t*>(take(chunks * keys * 4));
+  w.index.cursor_C = static_cast<int32_t*>(take(w.counter_bytes));
+  w.index.written_C = w.index.cursor_C + chunks;
+  w.index.summed_C = w.index.written_C + chunks;
+  w.index.num_keys = args.num_keys;
+  w.index.words_a_chunk = plan.chunk / 32;
+  w.rows = static_cast<uint8_t*>(
+      take(size_t(SparseBackwardSchedule::kRing) * plan.chunk * args.num_selected * kRowBytes));
   return w;
 }
 
-template <ScatterOrder kOrder, bool kPair>
-cudaError_t LaunchKernel(const Params& params, int num_tokens, cudaStream_t stream) {
-  auto* kernel = SparseAttentionBackwardKernel<kOrder, kPair>;
+SparseBackwardSchedule ScheduleOf(const SparseAttentionBackwardPlan& plan, int num_queries,
+                                  int num_tiles) {
+  // A wave of blocks and some; a sum of eight queries takes about as long as a query.
+  const int lag = std::min(160 / num_tiles, plan.chunk);
+  return {num_queries, plan.chunk, 8 * num_tiles, lag};
+}
+
+template <bool kPair>
+cudaError_t LaunchKernel(const Params& params, cudaStream_t stream) {
+  auto* kernel = SparseAttentionBackwardKernel<kPair>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Shared)));
   if (error != cudaSuccess) return error;
@@ -231,7 +264,7 @@ cudaError_t LaunchKernel(const Params& params, int num_tokens, cudaStream_t stre
   cluster.val.clusterDim.x = kPair ? 2 : 1;
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(num_tokens * params.num_tiles);
+  config.gridDim = dim3(params.schedule.NumItems() * params.num_tiles);
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = sizeof(Shared);
   config.stream = stream;
@@ -240,78 +273,71 @@ cudaError_t LaunchKernel(const Params& params, int num_tokens, cudaStream_t stre
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
-template <ScatterOrder kOrder>
-cudaError_t LaunchMain(const Params& params, int num_tokens, cudaStream_t stream) {
-  return params.num_tiles == 2 ? LaunchKernel<kOrder, true>(params, num_tokens, stream)
-                               : LaunchKernel<kOrder, false>(params, num_tokens, stream);
-}
-
-cudaError_t LaunchFixedOrder(Params params, const Workspace& w, int chunk, cudaStream_t stream) {
-  const SparseAttentionBackwardArgs& args = params.args;
-  for (int first = 0; first < args.num_tokens; first += chunk) {
-    const int rows = std::min(chunk, args.num_tokens - first);
-    const int words = (rows + 31) / 32;
-    cudaError_t error =
-        cudaMemsetAsync(w.index.masks_WS, 0, size_t(words) * args.num_keys * 4, stream);
-    if (error == cudaSuccess) error = cudaMemsetAsync(w.index.cursor, 0, 4, stream);
-    if (error != cudaSuccess) return error;
-    MarkSelectedKernel<<<rows, 256, 0, stream>>>(
-        w.index, args.ids_TK + size_t(first) * args.num_selected, rows, args.num_selected);
-    RankSelectedKernel<<<(args.num_keys + 127) / 128, 128, 0, stream>>>(w.index, words);
-    params.first_token = first;
-    error = LaunchMain<ScatterOrder::kFixed>(params, rows, stream);
-    if (error != cudaSuccess) return error;
-    constexpr int kSplit = 4;
-    SumSortedRowsKernel<kC, kSplit><<<std::min(args.num_keys, 8192), kC / 8 * kSplit, 0, stream>>>(
-        w.index, static_cast<const uint4*>(w.rows), params.rows_per_place, args.dkv_SC);
-  }
-  return cudaGetLastError();
-}
-
-}  // namespace
-
-size_t SparseAttentionBackwardWorkspace(const SparseAttentionBackwardArgs& args, ScatterOrder order,
-                                        int chunk) {
-  return Divide(args, order, chunk, nullptr).bytes;
-}
-
-int SparseAttentionBackwardChunk(const SparseAttentionBackwardArgs& args, int num_multiprocessors,
-                                 size_t budget_bytes) {
-  const int tiles = NumTiles(args);
-  const int wave = std::max(1, num_multiprocessors / tiles);
-  const size_t wave_bytes = size_t(wave) * RowsPerPlace(args) * args.num_selected * kRowBytes;
-  const size_t waves = std::max<size_t>(1, budget_bytes / wave_bytes);
-  return int(std::min<size_t>(waves * wave, std::max(1, args.num_tokens)));
-}
-
-cudaError_t LaunchSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
-                                          ScatterOrder order, int chunk, void* workspace,
-                                          cudaStream_t stream) {
-  const Workspace w = Divide(args, order, chunk, workspace);
+// The queries from `first` on, at most a span of them.
+cudaError_t LaunchSpan(const SparseAttentionBackwardArgs& args,
+                       const SparseAttentionBackwardPlan& plan, const Workspace& w, int first,
+                       cudaStream_t stream) {
   Params params = {};
   params.args = args;
   params.index = w.index;
   params.rows = w.rows;
+  params.first_token = first;
   params.num_tiles = NumTiles(args);
-  params.rows_per_place = RowsPerPlace(args);
-  if (args.num_tokens == 0) return cudaSuccess;
+  const int queries = std::min(plan.span, args.num_tokens - first), words = (queries + 31) / 32;
+  params.schedule = ScheduleOf(plan, queries, params.num_tiles);
 
-  cudaError_t error = cudaSuccess;
-  if (params.num_tiles > 1) {  // each tile adds its heads' part of the target
-    error =
+  cudaError_t error =
+      cudaMemsetAsync(w.index.masks_WS, 0, size_t(words) * args.num_keys * 4, stream);
+  if (error == cudaSuccess) {
+    error = cudaMemsetAsync(w.index.cursor_C, 0, w.counter_bytes, stream);
+  }
+  if (error != cudaSuccess) return error;
+  MarkSelectedKernel<<<queries, 256, 0, stream>>>(
+      w.index, args.ids_TK + size_t(first) * args.num_selected, args.num_selected);
+  RankSelectedKernel<<<dim3((args.num_keys + 127) / 128, params.schedule.NumChunks()), 128, 0,
+                       stream>>>(w.index, words);
+  return params.num_tiles == 2 ? LaunchKernel<true>(params, stream)
+                               : LaunchKernel<false>(params, stream);
+}
+
+}  // namespace
+
+SparseAttentionBackwardPlan PlanSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
+                                                        size_t budget_bytes) {
+  // Each chunk reads and writes dkv once, which tells where memory limits: 64 heads, or many keys.
+  // Else the sums of the last chunk, which nothing hides, cost more (measured, 288 against 512).
+  constexpr int kStep = 32, kMostSpan = 8192;
+  const int most_chunk = NumTiles(args) == 2 && args.num_keys <= 32768 ? 288 : 1024;
+  // The index of a span (masks, ranks; starts and counts) takes up to a fifth, the rows the rest.
+  const size_t row_bytes =
+      size_t(SparseBackwardSchedule::kRing) * args.num_selected * kRowBytes * kStep;
+  const int chunk =
+      kStep * int(std::clamp<size_t>(budget_bytes / 5 * 4 / row_bytes, 1, most_chunk / kStep));
+  const size_t index_bytes = size_t(args.num_keys) * (chunk / 32 * 8 + 8);
+  const int most = (std::min(args.num_tokens, kMostSpan) + chunk - 1) / chunk;
+  const size_t chunks = std::clamp<size_t>(budget_bytes / 5 / index_bytes, 1, std::max(most, 1));
+  return {chunk, chunk * int(chunks)};
+}
+
+size_t SparseAttentionBackwardWorkspace(const SparseAttentionBackwardArgs& args,
+                                        const SparseAttentionBackwardPlan& plan) {
+  return Divide(args, plan, nullptr).bytes;
+}
+
+cudaError_t LaunchSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
+                                          const SparseAttentionBackwardPlan& plan, void* workspace,
+                                          cudaStream_t stream) {
+  if (args.num_tokens == 0) return cudaSuccess;
+  const Workspace w = Divide(args, plan, workspace);
+  if (NumTiles(args) > 1) {  // each tile adds its heads' part of the target
+    const cudaError_t error =
         cudaMemsetAsync(args.target_TK, 0, size_t(args.num_tokens) * args.num_selected * 4, stream);
     if (error != cudaSuccess) return error;
   }
-  if (order == ScatterOrder::kFixed) return LaunchFixedOrder(params, w, chunk, stream);
-
-  error = cudaMemsetAsync(w.rows, 0, w.rows_bytes, stream);
-  if (error == cudaSuccess) {
-    error = LaunchMain<ScatterOrder::kArrival>(params, args.num_tokens, stream);
+  for (int first = 0; first < args.num_tokens; first += plan.span) {
+    const cudaError_t error = LaunchSpan(args, plan, w, first, stream);
+    if (error != cudaSuccess) return error;
   }
-  if (error != cudaSuccess) return error;
-  const size_t pieces = size_t(args.num_keys) * kC / 4;
-  AddPermutedKernel<kC><<<unsigned((pieces + 255) / 256), 256, 0, stream>>>(
-      static_cast<const float4*>(w.rows), args.dkv_SC, pieces);
   return cudaGetLastError();
 }
 

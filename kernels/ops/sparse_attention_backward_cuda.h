@@ -12,16 +12,6 @@
 
 namespace baleen {
 
-// How the rows of dkv find each other.
-enum class ScatterOrder {
-  // Each (query, key) row is stored once, sorted by key, and a second pass adds the rows of a key
-  // in
-  // the order of the queries: bitwise reproducible, the default. Needs the large workspace.
-  kFixed,
-  // fp32 reductions in memory in the order of their arrival: the last bits vary from run to run.
-  kArrival,
-};
-
 struct SparseAttentionBackwardArgs {
   // Inputs.
   const void* q_THC = nullptr;      // bf16
@@ -41,19 +31,25 @@ struct SparseAttentionBackwardArgs {
   float scale = 0;             // of the scores, YaRN's factor included
 };
 
-// Bytes of workspace for the fixed order with `chunk` query rows at a time, or for arrival order
-// (chunk is ignored).
-size_t SparseAttentionBackwardWorkspace(const SparseAttentionBackwardArgs& args, ScatterOrder order,
-                                        int chunk);
+// How many queries' rows of dkv lie in one sorted buffer, and how many queries go in one launch.
+// The bits of dkv depend on it, and on nothing else that may change between runs.
+struct SparseAttentionBackwardPlan {
+  int chunk = 0;  // a multiple of 32
+  int span = 0;   // a multiple of chunk
+};
 
-// The number of query rows a chunk should hold: whole waves of the device's multiprocessors, about
-// `budget_bytes` of workspace at most (at least one wave).
-int SparseAttentionBackwardChunk(const SparseAttentionBackwardArgs& args, int num_multiprocessors,
-                                 size_t budget_bytes);
+// Chunks as large as a workspace of about `budget_bytes` allows, up to the size from which on they
+// gain nothing (at least 32 queries, 0.2 GB).
+SparseAttentionBackwardPlan PlanSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
+                                                        size_t budget_bytes);
+
+size_t SparseAttentionBackwardWorkspace(const SparseAttentionBackwardArgs& args,
+                                        const SparseAttentionBackwardPlan& plan);
 
 // Runs all launches on `stream`. `workspace` as sized above, 256-byte aligned, contents arbitrary.
+// Bitwise reproducible for a given plan.
 cudaError_t LaunchSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
-                                          ScatterOrder order, int chunk, void* workspace,
+                                          const SparseAttentionBackwardPlan& plan, void* workspace,
                                           cudaStream_t stream);
 
 }  // namespace baleen

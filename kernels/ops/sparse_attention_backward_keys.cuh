@@ -8,6 +8,11 @@ namespace baleen::sparse_backward {
 
 // --- Warpgroup 1: dq columns 256-447, then dkv in chunks of 32 columns. ---
 
+// All rows of this thread block are stored.
+__device__ __forceinline__ void AnnounceRows(const Params& params, int t) {
+  Announce(&params.index.written_C[(t - params.first_token) / params.schedule.chunk]);
+}
+
 // delta = sum over V of o do for the tile's heads, 16 a warp, while the first scores multiply.
 __device__ __forceinline__ void StoreDelta(const Params& params, Shared& s, int t, int tile) {
   const SparseAttentionBackwardArgs& args = params.args;
@@ -36,9 +41,7 @@ __device__ __forceinline__ void StoreDelta(const Params& params, Shared& s, int 
 
 // Where the dkv rows of this thread's two keys go (null = nowhere), this lane's share of each
 // store, from `first_chunk` on.
-template <ScatterOrder kOrder>
 struct KeyRows {
-  static constexpr int kBytes = kOrder == ScatterOrder::kFixed ? 2 : 4;
   uint8_t* row[2];
 
   __device__ __forceinline__ KeyRows(const Params& params, const int32_t* places, int lane,
@@ -48,8 +51,8 @@ struct KeyRows {
       const int place = places[lane / 4 + half * 8];
       const uint64_t address = place < 0 ? 0
                                          : reinterpret_cast<uint64_t>(params.rows) +
-                                               size_t(place) * (kC * kBytes) +
-                                               first_chunk * (kChunk * kBytes) + (lane % 4) * 16;
+                                               size_t(place) * kRowBytes +
+                                               first_chunk * (kChunk * 2) + (lane % 4) * 16;
       // The shuffle keeps the compiler from computing it anew between the stores, where it would
       // wait for the stores' registers.
       row[half] = reinterpret_cast<uint8_t*>(__shfl_sync(~0u, address, lane));
@@ -59,34 +62,20 @@ struct KeyRows {
   // Sends chunk `chunk`. All of it is arranged into stores of 16 bytes before the first leaves,
   // else each store waits for the registers of the one before. ready[] holds the two rows in turn.
   __device__ __forceinline__ void Emit(int chunk, const float (&d)[16]) const {
-    constexpr int kWords = kOrder == ScatterOrder::kFixed ? 8 : 16;
-    uint32_t ready[kWords];
+    uint32_t ready[8];
 #pragma unroll
-    for (int x = 0; x < kWords; ++x) {
-      const int store = x / 8, half = x / 4 % 2, word = x % 4;
-      if constexpr (kOrder == ScatterOrder::kFixed) {
-        const int from = 4 * word + 2 * half;
-        ready[x] = PackBf16(d[from], d[from + 1]);
-      } else {
-        ready[x] = __float_as_uint(d[8 * store + 4 * (word / 2) + 2 * half + word % 2]);
-      }
+    for (int x = 0; x < 8; ++x) {
+      const int from = 4 * (x % 4) + 2 * (x / 4);
+      ready[x] = PackBf16(d[from], d[from + 1]);
     }
 #pragma unroll
-    for (int x = 0; x < kWords; ++x) asm volatile("" : "+r"(ready[x]));
+    for (int x = 0; x < 8; ++x) asm volatile("" : "+r"(ready[x]));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (row[half] == nullptr) continue;
-      uint8_t* out = row[half] + chunk * kChunk * kBytes;
-#pragma unroll
-      for (int store = 0; store < kWords / 8; ++store) {
-        const uint32_t* x = ready + 8 * store + 4 * half;
-        if constexpr (kOrder == ScatterOrder::kFixed) {
-          __stcs(reinterpret_cast<uint4*>(out), make_uint4(x[0], x[1], x[2], x[3]));
-        } else {
-          AddVector4(reinterpret_cast<float*>(out + store * 64), __uint_as_float(x[0]),
-                     __uint_as_float(x[1]), __uint_as_float(x[2]), __uint_as_float(x[3]));
-        }
-      }
+      const uint32_t* x = ready + 4 * half;
+      __stcs(reinterpret_cast<uint4*>(row[half] + chunk * kChunk * 2),
+             make_uint4(x[0], x[1], x[2], x[3]));
     }
   }
 };
@@ -136,12 +125,32 @@ struct PairExchange {
         d[8 * part + 2 * x + 1] += HighBf16(words[x]);
       }
     }
+  }
+
+  // Gives the slot back, once what was read from it has been used: an arrival at the peer overtakes
+  // loads that still wait in the queue behind stores (seen), and would let it write too early.
+  __device__ __forceinline__ void GiveBack(uint32_t n) const {
     __syncwarp();
-    if (lane == 0) BarrierArrivePeer(&s.credit[slot], peer);
+    if (lane == 0) BarrierArrivePeer(&s.credit[n % kSlots], peer);
   }
 };
 
-template <ScatterOrder kOrder, bool kPair>
+// The order of dkv's chunks of 32 columns, two a piece. A pair makes the chunks it gives two pieces
+// ahead of those it keeps, so that the other's have arrived when they are added.
+struct Chunk {
+  int piece;
+  bool given;
+};
+constexpr int kNumChunks = 2 * kPiecesC;
+template <bool kPair>
+__device__ constexpr Chunk ChunkAt(int x) {
+  if (!kPair) return {x / 2, x % 2 == 1};
+  if (x < 2) return {x, true};
+  if (x >= kNumChunks - 2) return {x - kPiecesC, false};
+  return x % 2 == 0 ? Chunk{x / 2 - 1, false} : Chunk{x / 2 + 1, true};
+}
+
+template <bool kPair>
 __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s, int t, int tile,
                                                 int num_blocks) {
   const int thread = ThreadInRole(), warp = thread / 32, lane = thread % 32;
@@ -154,18 +163,24 @@ __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s,
   const uint64_t do_columns = DescriptorMnMajor(SharedAddress(s.d_o), kPieceBytes);
 
   StoreDelta(params, s, t, tile);
+  // The buffer the rows go to has been added up and is free.
+  const int reused = (t - params.first_token) / params.schedule.chunk - params.schedule.kRing;
+  if (reused >= 0 && lane == 0) {
+    AwaitCount(&params.index.summed_C[reused], params.schedule.SumsAChunk() * params.num_tiles);
+  }
+  __syncwarp();
   AwaitQueries();
   NamedSync(4, 256);
 
   float dq[96] = {};
-  float first[16], second[16];
-  // A piece of 64 columns is two chunks. A pair makes the one it gives first, then the one it
-  // keeps.
-  const int rank = kPair ? int(ClusterRank()) : 1;
-  const uint32_t second_side = rank * 64, first_side = 64 - second_side;
+  float sums[2][16];  // of the chunk that multiplies and of the one that is sent away
+  const int rank = kPair ? int(ClusterRank()) : 0;
+  const uint32_t kept_side = rank * 64, given_side = 64 - kept_side;
   const PairExchange exchange(s, thread);
   uint32_t p[4][4], ds[4][4];  // transposed: [keys, heads], the A of four steps of 16 heads
-  auto multiply_chunk = [&](float(&d)[16], int piece, uint32_t side) {
+  auto multiply_chunk = [&](float(&d)[16], Chunk chunk) {
+    const int piece = chunk.piece;
+    const uint32_t side = chunk.given ? given_side : kept_side;
     const uint64_t do_now = Opaque(Advance(do_columns, side));
     const uint64_t q_now = Opaque(Advance(q_columns, side));
     WgmmaFence();
@@ -203,8 +218,8 @@ __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s,
                             ds[step][2], ds[step][3]);
     }
     BarrierWait(&s.row_full, parity);
-    const KeyRows<kOrder> rows(params, s.row[parity] + warp * 16, lane, kPair ? rank : 0);
-    multiply_chunk(first, 0, first_side);
+    const KeyRows rows(params, s.row[parity] + warp * 16, lane, rank);
+    multiply_chunk(sums[0], ChunkAt<kPair>(0));
     WgmmaWait<1>();
     if (lane == 0) {
       BarrierArrive(&s.k_empty[2]);
@@ -215,32 +230,34 @@ __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s,
       }
     }
     if constexpr (kPair) BarrierWait(&s.stage_open, parity);
-      // One chunk multiplies while the one before is sent.
+    // One chunk multiplies while the one before is sent.
 #pragma unroll
-    for (int piece = 0; piece < kPiecesC; ++piece) {
-      multiply_chunk(second, piece, second_side);
-      WgmmaWait<1>();
-      PinRegisters(first);
-      if constexpr (kPair) {
-        exchange.Send(i * kPiecesC + piece, first);
-      } else {
-        rows.Emit(2 * piece, first);
-      }
-      if (piece + 1 < kPiecesC) {
-        multiply_chunk(first, piece + 1, first_side);
+    for (int x = 0; x < kNumChunks; ++x) {
+      if (x + 1 < kNumChunks) {
+        multiply_chunk(sums[(x + 1) & 1], ChunkAt<kPair>(x + 1));
         WgmmaWait<1>();
       } else {
         WgmmaWait<0>();
       }
-      PinRegisters(second);
-      if constexpr (kPair) exchange.Add(i * kPiecesC + piece, second);
-      rows.Emit(kPair ? 2 * piece : 2 * piece + 1, second);
+      float(&sum)[16] = sums[x & 1];
+      PinRegisters(sum);
+      const Chunk chunk = ChunkAt<kPair>(x);
+      const uint32_t n = i * kPiecesC + chunk.piece;
+      if (kPair && chunk.given) {
+        exchange.Send(n, sum);
+      } else {
+        if constexpr (kPair) exchange.Add(n, sum);
+        rows.Emit(2 * chunk.piece + (kPair ? 0 : int(chunk.given)), sum);
+        if constexpr (kPair) exchange.GiveBack(n);
+      }
     }
     if constexpr (kPair) {
       __syncwarp();
       if (lane == 0) BarrierArrive(&s.pds_empty);
     }
   }
+  NamedSync(5, 128);
+  if (thread == 0) AnnounceRows(params, t);
   PinRegisters(dq);
   StoreDq(params, t, tile, 256, dq);
 }

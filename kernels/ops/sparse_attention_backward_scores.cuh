@@ -7,6 +7,7 @@
 #include "kernels/cuda/warp.cuh"
 #include "kernels/cuda/wgmma_bf16.cuh"
 #include "kernels/ops/sparse_attention_backward_cuda.h"
+#include "kernels/ops/sparse_attention_backward_schedule_cuda.h"
 #include "kernels/ops/sparse_attention_tiles_cuda.cuh"
 #include "kernels/ops/sparse_scatter_cuda.cuh"
 
@@ -51,11 +52,14 @@ static_assert(sizeof(Shared) <= 227 * 1024, "one block a multiprocessor");
 struct Params {
   SparseAttentionBackwardArgs args;
   ScatterIndex index;
-  void* rows;          // kFixed: bf16 rows sorted by key; kArrival: fp32 sums [S, C], permuted
-  int first_token;     // of the chunk
-  int num_tiles;       // head tiles
-  int rows_per_place;  // of `rows` for each (query, key): 1 where the tiles of a query are summed
+  SparseBackwardSchedule schedule;
+  uint8_t* rows;    // bf16 rows of dkv sorted by key, SparseBackwardSchedule::kRing buffers
+  int first_token;  // of the launch; its queries are counted from here
+  int num_tiles;    // of 64 heads: 1, or 2 that add their rows
 };
+__device__ __forceinline__ int BufferOf(const Params& params, int chunk) {
+  return chunk % SparseBackwardSchedule::kRing * params.schedule.chunk * params.args.num_selected;
+}
 
 // Warpgroups 0 and 1 start bringing the tile's rows of q and do...
 __device__ __forceinline__ void StartQueries(const Params& params, Shared& s, int t, int tile) {

@@ -3,18 +3,19 @@
 // A thread block takes one query and one tile of 64 heads and walks over the query's keys in blocks
 // of 64. K is loaded once for both uses (V = its first 512 columns) into one of two buffers.
 //
-//   warpgroups 0, 1  block b belongs to warpgroup b % 2: it makes S = q K^T, the new running
-//   maximum
-//                    and P. Both keep half of o's columns (64 x 256, 128 registers) and multiply
-//                    every P with their half of V: their own from registers, the other's from
-//                    shared memory. One takes exponentials while the other multiplies.
-//   warpgroup 2      gathers K with cp.async, group by group as its pieces come free: the rope
-//   piece
-//                    after S, the halves of V after the warpgroup that multiplies them
+//   warpgroups 0, 1  block b belongs to warpgroup b % 2, which makes S = q K^T, the new running
+//                    maximum and P. Both keep half of o's columns (64 x 256, 128 registers) and
+//                    multiply every P with their half of V: their own from registers, the other's
+//                    from shared memory. One takes exponentials while the other multiplies.
+//   warpgroup 2      gathers K with cp.async, group by group as its pieces come free
+//
+// Warpgroup 0 multiplies the other's block before its own scores, warpgroup 1 after them, behind
+// its exponentials. So the scores of two blocks need nothing from each other, and the chain from
+// one block's P to the next one's is paid once in two blocks.
 //
 // The running maximum is handed over with P, so both halves of o have the same reference and the
-// order of the blocks is fixed: the result is bitwise reproducible. P's one place in shared memory
-// needs no barrier of its own: who writes block b's P was the only reader of block b - 1's.
+// order of the blocks is fixed: the result is bitwise reproducible. P lies where the block's rope
+// piece was, which only the scores read.
 //
 // Roofline per query and tile, 2048 keys: tensor 0.285 GFLOP, 32 x 2176 cycles; gather 2.36 MB, at
 // 640 TF 5.3 TB/s of L2 reads against a measured ceiling of 8 (random ids, up to 32K keys). Shared
@@ -34,19 +35,22 @@ using namespace cuda;  // NOLINT: the device wrappers
 constexpr int kThreads = 384;
 constexpr int kHalf = kV / 2;  // columns of o a warpgroup keeps
 
-// Pieces of K move in five groups, in this order: the rope piece, which only the scores read, and
-// quarters of V, left half (warpgroup 0) and right half (warpgroup 1) in turn.
+// Pieces of K move in five groups, in the order they come free: quarters of V, left half (warpgroup
+// 0) and right half (warpgroup 1) in turn, and the rope piece, whose place P takes once the scores
+// are made.
 constexpr int kGroups = 5;
+constexpr int kRopeGroup = 4, kRopePiece = 8;
 __device__ constexpr int GroupBegin(int group) {
-  constexpr int kBegin[kGroups] = {8, 0, 4, 2, 6};
+  constexpr int kBegin[kGroups] = {0, 4, 2, 6, kRopePiece};
   return kBegin[group];
 }
-__device__ constexpr int GroupEnd(int group) { return group == 0 ? 9 : GroupBegin(group) + 2; }
+__device__ constexpr int GroupEnd(int group) {
+  return GroupBegin(group) + (group == kRopeGroup ? 1 : 2);
+}
 
 struct __align__(1024) Shared {
   uint8_t q[kPiecesC * kPieceBytes];
   uint8_t k[2][kPiecesC * kPieceBytes];
-  uint8_t p[kPieceBytes];
   float largest[kHeadTile];  // running maximum of the last published block, times log2 e
   float sum[2][kHeadTile];   // of exponentials, by warpgroup
   uint32_t valid[2][2];      // which keys of the block exist
@@ -57,9 +61,10 @@ static_assert(sizeof(Shared) <= 227 * 1024, "one block a multiprocessor");
 
 // One of the two consumers. Block b belongs to warpgroup b % 2, which makes its scores and P; both
 // warpgroups multiply every P with their half of V.
+template <int warpgroup>
 struct Consumer {
   Shared& s;
-  const int warpgroup, warp, lane;
+  const int warp, lane;
   float o[2][64] = {};                          // two quarters of the columns of V
   float o_largest[2] = {-INFINITY, -INFINITY};  // the maximum that o (and sum) is relative to
   float sum[2] = {};
@@ -88,7 +93,8 @@ struct Consumer {
     BarrierWait(&s.published[block & 1], block >> 1 & 1);
     const float largest[2] = {s.largest[warp * 16 + lane / 4], s.largest[warp * 16 + lane / 4 + 8]};
     Rescale(largest);
-    const uint64_t p = Opaque(DescriptorKMajor(SharedAddress(s.p)));
+    const uint64_t p =
+        Opaque(DescriptorKMajor(SharedAddress(s.k[block & 1]) + kRopePiece * kPieceBytes));
     const uint64_t v = Opaque(ValueDescriptor(block & 1));
     WgmmaFence();
 #pragma unroll
@@ -105,30 +111,38 @@ struct Consumer {
   // Waits for the quarters that multiply and gives their pieces of K back.
   __device__ __forceinline__ void FinishAndRelease(int block) {
     WgmmaWait<1>();
-    Release(block, 1 + warpgroup);
+    Release(block, warpgroup);
     WgmmaWait<0>();
     PinRegisters(o[0]);
     PinRegisters(o[1]);
-    Release(block, 3 + warpgroup);
+    Release(block, 2 + warpgroup);
+  }
+  // P of the other's block is used up as well.
+  __device__ __forceinline__ void FinishOther(int block) {
+    FinishAndRelease(block);
+    Release(block, kRopeGroup);
   }
   __device__ __forceinline__ void Release(int block, int group) {
     if (lane == 0) BarrierArrive(&s.k_empty[block & 1][group]);
   }
 };
 
+template <int warpgroup>
 __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& args, Shared& s,
-                                            int warpgroup, int t, int tile, int num_blocks) {
+                                            int t, int tile, int num_blocks) {
   const int thread = ThreadInRole();
-  Consumer c = {s, warpgroup, thread / 32, thread % 32};
+  Consumer<warpgroup> c = {s, thread / 32, thread % 32};
   const float scale_log2 = args.scale * kLog2e;
-  const uint32_t store_row = SharedAddress(s.p) + (c.warp * 16 + (c.lane & 15)) * 128;
+  const uint32_t p_row = SharedAddress(s.k[warpgroup]) + kRopePiece * kPieceBytes +
+                         (c.warp * 16 + (c.lane & 15)) * 128;
 
   for (int b = warpgroup; b < num_blocks; b += 2) {
-    const uint32_t phase = b >> 1 & 1, buffer = b & 1;
-    // The other warpgroup's block first: its pieces of K are what the loader waits for.
-    if (b > 0) {
+    const uint32_t phase = b >> 1 & 1;
+    constexpr uint32_t buffer = warpgroup;
+    // Warpgroup 0 finishes the other's block first: its pieces of K are what the loader waits for.
+    if (warpgroup == 0 && b > 0) {
       c.StartOther(b - 1);
-      c.FinishAndRelease(b - 1);
+      c.FinishOther(b - 1);
     }
     float scores[32];
     // S = Q K^T, pieces in the order of their arrival.
@@ -146,7 +160,7 @@ __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& ar
         for (int step = 0; step < 4; ++step) {
           WgmmaBf16<64, false, false>::Shared(scores, Advance(q, piece * kPieceBytes + step * 32),
                                               Advance(k, piece * kPieceBytes + step * 32),
-                                              group > 0 || step > 0);
+                                              piece > 0 || step > 0);
         }
       }
     }
@@ -155,7 +169,9 @@ __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& ar
     const uint32_t valid_low = s.valid[buffer][0], valid_high = s.valid[buffer][1];
     WgmmaWait<0>();
     PinRegisters(scores);
-    c.Release(b, 0);
+    // Warpgroup 1 multiplies the other's block behind its exponentials, so that the scores of both
+    // never wait for each other.
+    if (warpgroup == 1) c.StartOther(b - 1);
     if ((valid_low & valid_high) != ~0u) {
 #pragma unroll
       for (int x = 0; x < 32; ++x) {
@@ -185,11 +201,11 @@ __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& ar
       block_sum[x & 1] += low + high;
     }
 
-    // P's place is free once all of this warpgroup, its last reader, is here.
+    // The rope piece is P's place once all of this warpgroup is through with its scores.
     NamedSync(2 + warpgroup, 128);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      const uint32_t address = store_row + (((2 * step + c.lane / 16) ^ (c.lane & 7)) << 4);
+      const uint32_t address = p_row + (((2 * step + c.lane / 16) ^ (c.lane & 7)) << 4);
       StoreMatrix4(address, p[step][0], p[step][1], p[step][2], p[step][3]);
     }
     if (c.lane % 4 == 0) {
@@ -199,6 +215,7 @@ __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& ar
     FenceProxyAsync();
     __syncwarp();
     if (c.lane == 0) BarrierArrive(&s.published[warpgroup]);
+    if (warpgroup == 1) c.FinishOther(b - 1);
 
     c.Rescale(largest);
     c.sum[0] += block_sum[0];
@@ -218,7 +235,7 @@ __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& ar
   }
   if (((num_blocks - 1) & 1) != warpgroup) {
     c.StartOther(num_blocks - 1);
-    c.FinishAndRelease(num_blocks - 1);
+    c.FinishOther(num_blocks - 1);
   }
 
   // Both have the same maximum now; add the two sums.
@@ -348,13 +365,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  const int warpgroup = thread / 128;
+  const int warpgroup = __shfl_sync(~0u, thread / 128, 0);
   if (warpgroup < 2) {
     RaiseRegisters<216>();
     CopyAsyncWait<0>();
     FenceProxyAsync();
     NamedSync(1, 256);
-    RunConsumer(args, s, __shfl_sync(~0u, warpgroup, 0), t, tile, num_blocks);
+    if (warpgroup == 0) {
+      RunConsumer<0>(args, s, t, tile, num_blocks);
+    } else {
+      RunConsumer<1>(args, s, t, tile, num_blocks);
+    }
   } else {
     LowerRegisters<72>();
     RunLoader(args, s, t, num_blocks);

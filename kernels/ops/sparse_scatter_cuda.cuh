@@ -1,54 +1,63 @@
 // Scatter-add of selected rows in a fixed order: dkv[ids[t, k]] += row(t, k), summed over t
 // ascending.
 //
-// For a chunk of queries a bit mask per key tells which of them chose it. Its running popcount
-// gives each (t, k) a place in a workspace sorted by key, where the producer of row(t, k) stores
-// it; the rows of a key then lie side by side and one pass adds them in the order of t. Where a
-// key's run starts is decided by an atomic and may differ between calls; no sum depends on it.
-//   masks_WS, ranks_WS: W = ceil(chunk / 32) words a key;  starts_S, counts_S.
+// Queries go in chunks. For each chunk a bit mask per key tells which of its queries chose it; its
+// running popcount gives each (t, k) a place in a buffer sorted by key, where the producer of
+// row(t, k) stores it. The rows of a key then lie side by side and one warp adds them in the order
+// of t. Where the run of a key starts is decided by an atomic and may differ between calls; no sum
+// depends on it.
+//
+// Legend: S keys, C chunks, W = words of 32 queries (a chunk is a multiple of 32).
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace baleen::cuda {
 
 struct ScatterIndex {
-  uint32_t* masks_WS;  // bit t % 32 of word t / 32: query t of the chunk chose key s
-  int32_t* ranks_WS;   // how many queries before word w chose key s
-  int32_t* starts_S;   // first row of key s in the sorted workspace
-  int32_t* counts_S;
-  int32_t* cursor;  // rows handed out so far
-  int num_keys;
+  uint32_t* masks_WS;  // bit t % 32 of word t / 32: query t chose key s
+  int32_t* ranks_WS;   // how many queries of the chunk before word w chose key s
+  int32_t* starts_CS;  // first row of key s in the sorted buffer of the chunk
+  int32_t* counts_CS;
+  // Zero at the start of a launch.
+  int32_t* cursor_C;   // rows handed out so far
+  int32_t* written_C;  // thread blocks whose rows are all stored
+  int32_t* summed_C;   // thread blocks whose keys are all added up
+  int num_keys;        // S
+  int words_a_chunk;
 };
 
-// The sorted place of the contribution of query `t` (in the chunk) to key `s`.
+// The sorted place of the contribution of query `t` (counted from the first chunk) to key `s`.
 __device__ __forceinline__ int ScatterPlace(const ScatterIndex& index, int t, int s) {
-  const size_t word = size_t(t >> 5) * index.num_keys + s;
+  const int w = t >> 5;
+  const size_t word = size_t(w) * index.num_keys + s;
   const uint32_t before = (1u << (t & 31)) - 1;
-  return index.starts_S[s] + index.ranks_WS[word] + __popc(index.masks_WS[word] & before);
+  return index.starts_CS[size_t(w / index.words_a_chunk) * index.num_keys + s] +
+         index.ranks_WS[word] + __popc(index.masks_WS[word] & before);
 }
 
-__global__ void MarkSelectedKernel(ScatterIndex index, const int32_t* ids_TK, int num_rows,
-                                   int num_selected) {
+__global__ void MarkSelectedKernel(ScatterIndex index, const int32_t* ids_TK, int num_selected) {
   const int t = blockIdx.x;
-  if (t >= num_rows) return;
   for (int k = threadIdx.x; k < num_selected; k += blockDim.x) {
     const int s = ids_TK[size_t(t) * num_selected + k];
     if (s >= 0) atomicOr(&index.masks_WS[size_t(t >> 5) * index.num_keys + s], 1u << (t & 31));
   }
 }
 
-// One thread a key: ranks of the words, count, and a place for its run.
+// One thread a key, blockIdx.y = the chunk: ranks of the words, count, and a place for its run. The
+// runs of 32 neighbouring keys lie one behind the other.
 __global__ void RankSelectedKernel(ScatterIndex index, int num_words) {
-  const int s = blockIdx.x * blockDim.x + threadIdx.x;
+  const int s = blockIdx.x * blockDim.x + threadIdx.x, chunk = blockIdx.y;
   int count = 0;
   if (s < index.num_keys) {
+    const int end = min((chunk + 1) * index.words_a_chunk, num_words);
 #pragma unroll 8
-    for (int w = 0; w < num_words; ++w) {
+    for (int w = chunk * index.words_a_chunk; w < end; ++w) {
       const size_t word = size_t(w) * index.num_keys + s;
       index.ranks_WS[word] = count;
       count += __popc(__ldg(&index.masks_WS[word]));  // constant here: loads run ahead of stores
@@ -62,86 +71,121 @@ __global__ void RankSelectedKernel(ScatterIndex index, int num_words) {
     if (lane >= step) scan += other;
   }
   int base = 0;
-  if (lane == 31) base = atomicAdd(index.cursor, scan);
+  if (lane == 31) base = atomicAdd(&index.cursor_C[chunk], scan);
   base = __shfl_sync(~0u, base, 31);
   if (s < index.num_keys) {
-    index.starts_S[s] = base + scan - count;
-    index.counts_S[s] = count;
+    index.starts_CS[size_t(chunk) * index.num_keys + s] = base + scan - count;
+    index.counts_CS[size_t(chunk) * index.num_keys + s] = count;
   }
 }
 
-// dkv[s] += the rows of key s, each place holding `rows_per_place` bf16 rows of kColumns. A row is
-// stored in 16-byte pieces: piece x holds columns 32 (x / 4) + 2 (x % 4) + {0, 1} + 8 {0, 1, 2, 3},
-// the way the accumulators of the matrix unit lie. kSplit groups of threads take every kSplit-th
-// row and are added in order.
-template <int kColumns, int kSplit>
-__global__ void __launch_bounds__(kColumns / 8 * kSplit)
-    SumSortedRowsKernel(ScatterIndex index, const uint4* rows, int rows_per_place, float* dkv_SC) {
-  constexpr int kPieces = kColumns / 8;
-  constexpr int kInFlight = 4;
-  __shared__ float partial[kSplit][8][kPieces];
-  const int piece = threadIdx.x % kPieces;
-  const int split = threadIdx.x / kPieces;
-  for (int s = blockIdx.x; s < index.num_keys; s += gridDim.x) {
-    const int count = index.counts_S[s] * rows_per_place;
-    if (count == 0) continue;
-    const uint4* run = rows + size_t(index.starts_S[s]) * rows_per_place * kPieces + piece;
-    float sum[8] = {};
-    auto add = [&](const uint4& packed) {
-      const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        sum[2 * j] += LowBf16(words[j]);
-        sum[2 * j + 1] += HighBf16(words[j]);
-      }
-    };
-    int row = split;
-    for (; row + (kInFlight - 1) * kSplit < count; row += kInFlight * kSplit) {
-      uint4 loaded[kInFlight];
-#pragma unroll
-      for (int u = 0; u < kInFlight; ++u) {
-        loaded[u] = __ldcs(run + size_t(row + u * kSplit) * kPieces);
-      }
-#pragma unroll
-      for (int u = 0; u < kInFlight; ++u) add(loaded[u]);
-    }
-    for (; row < count; row += kSplit) add(__ldcs(run + size_t(row) * kPieces));
+// --- Counters between thread blocks of one launch. ---
 
-#pragma unroll
-    for (int j = 0; j < 8; ++j) partial[split][j][piece] = sum[j];
-    __syncthreads();
-    // Thread x of the first half takes pairs of columns: pair p of piece x % kPieces.
-    for (int pair = threadIdx.x; pair < 4 * kPieces; pair += blockDim.x) {
-      const int j = pair / kPieces, x = pair % kPieces;
-      float low = 0, high = 0;
-#pragma unroll
-      for (int u = 0; u < kSplit; ++u) {
-        low += partial[u][2 * j][x];
-        high += partial[u][2 * j + 1][x];
-      }
-      float2* out = reinterpret_cast<float2*>(dkv_SC + size_t(s) * kColumns + 32 * (x / 4) + 8 * j +
-                                              2 * (x % 4));
-      const float2 old = *out;
-      *out = make_float2(old.x + low, old.y + high);
-    }
-    __syncthreads();
-  }
+// One thread: after a barrier of the threads whose writes it announces.
+__device__ __forceinline__ void Announce(int32_t* counter) {
+  __threadfence();
+  atomicAdd(counter, 1);
+}
+// One thread, before a barrier of the threads that read what was announced.
+__device__ __forceinline__ void AwaitCount(const int32_t* counter, int count) {
+  int seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  } while (seen < count);
 }
 
-// dkv += scratch, whose rows lie in groups of 16 columns permuted so that float 4 q + {0, 1, 2, 3}
-// of group g holds columns 16 g + 2 q + {0, 1, 8, 9}.
+// --- The sum. ---
+
+// A warp's part of the sum's shared memory: two batches of sorted rows of kColumns bf16.
 template <int kColumns>
-__global__ void AddPermutedKernel(const float4* scratch, float* dkv_SC, size_t num_pieces) {
-  const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-  if (i >= num_pieces) return;
-  const size_t row = i / (kColumns / 4);
-  const int piece = int(i % (kColumns / 4));
-  const float4 value = scratch[i];
-  float* out = dkv_SC + row * kColumns + 16 * (piece / 4) + 2 * (piece % 4);
-  float2* low = reinterpret_cast<float2*>(out);
-  float2* high = reinterpret_cast<float2*>(out + 8);
-  *low = make_float2(low->x + value.x, low->y + value.y);
-  *high = make_float2(high->x + value.z, high->y + value.w);
+struct __align__(128) SumStage {
+  static constexpr int kBatch = 8;  // rows
+  uint8_t rows[2][kBatch * kColumns * 2];
+  uint64_t full[2];
+};
+
+// dkv[s] += the sorted rows of key s, for units of four keys: first_unit, first_unit + step, ... of
+// one chunk. A row is stored in 16-byte pieces: piece x holds columns 32 (x / 4) + 2 (x % 4) +
+// {0, 1} + 8 {0, 1, 2, 3}, the way the accumulators of the matrix unit lie. A lane adds pieces
+// lane, lane + 32 and one word of pieces 64-71. The runs of a unit are one run of bytes, which the
+// copy engine brings two batches ahead.
+template <int kColumns>
+__device__ __forceinline__ void SumSortedRows(const ScatterIndex& index, int chunk,
+                                              const uint8_t* rows, int first_unit, int step,
+                                              float* dkv_SC, SumStage<kColumns>& stage) {
+  static_assert(kColumns == 576, "72 pieces a row");
+  constexpr int kKeys = 4, kRowBytes = kColumns * 2, kBatch = SumStage<kColumns>::kBatch;
+  const int lane = threadIdx.x % 32;
+  const uint64_t hint = PolicyEvictFirst();
+  auto column_of = [](int piece) { return 32 * (piece / 4) + 2 * (piece % 4); };
+  uint32_t parity = 0;  // of the two slots, a bit each
+
+  for (int unit = first_unit; unit * kKeys < index.num_keys; unit += step) {
+    const int s = unit * kKeys + lane;
+    int start = 0, count = 0;
+    if (lane < kKeys && s < index.num_keys) {
+      start = __ldg(&index.starts_CS[size_t(chunk) * index.num_keys + s]);
+      count = __ldg(&index.counts_CS[size_t(chunk) * index.num_keys + s]);
+    }
+    const uint8_t* run = rows + size_t(__shfl_sync(~0u, start, 0)) * kRowBytes;
+    int total = 0;
+    for (int key = 0; key < kKeys; ++key) total += __shfl_sync(~0u, count, key);
+    auto load = [&](int first_row) {
+      if (lane != 0 || first_row >= total) return;
+      const int slot = first_row / kBatch & 1;
+      const uint32_t bytes = min(kBatch, total - first_row) * kRowBytes;
+      BarrierArriveExpect(&stage.full[slot], bytes);
+      BulkLoadHint(SharedAddress(stage.rows[slot]), run + size_t(first_row) * kRowBytes, bytes,
+                   &stage.full[slot], hint);
+    };
+    __syncwarp();  // all lanes are through with the unit before
+    load(0);
+    load(kBatch);
+
+    int row = 0;
+    for (int key = 0; key < kKeys; ++key) {
+      const int end = row + __shfl_sync(~0u, count, key);
+      if (end == row) continue;
+      float* out = dkv_SC + size_t(unit * kKeys + key) * kColumns;
+      // Nine pairs of columns a lane: four of each piece, one of the last word.
+      float2* pair[9];
+      float2 old[9], sum[9] = {};
+#pragma unroll
+      for (int x = 0; x < 9; ++x) {
+        const int column = x < 8 ? column_of(lane + x / 4 * 32) + 8 * (x % 4)
+                                 : column_of(64 + lane / 4) + 8 * (lane % 4);
+        pair[x] = reinterpret_cast<float2*>(out + column);
+        old[x] = __ldcg(pair[x]);
+      }
+      while (row < end) {
+        const int slot = row / kBatch & 1;
+        if (row % kBatch == 0) {
+          BarrierWait(&stage.full[slot], parity >> slot & 1);
+          parity ^= 1 << slot;
+        }
+        const int stop = min(end, (row / kBatch + 1) * kBatch);
+#pragma unroll 4
+        for (; row < stop; ++row) {
+          const uint8_t* at = stage.rows[slot] + row % kBatch * kRowBytes;
+          const uint4 a = *reinterpret_cast<const uint4*>(at + lane * 16);
+          const uint4 b = *reinterpret_cast<const uint4*>(at + 512 + lane * 16);
+          const uint32_t c = *reinterpret_cast<const uint32_t*>(at + 1024 + lane * 4);
+          const uint32_t words[9] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c};
+#pragma unroll
+          for (int x = 0; x < 9; ++x) {
+            sum[x].x += LowBf16(words[x]);
+            sum[x].y += HighBf16(words[x]);
+          }
+        }
+        if (row % kBatch == 0) {
+          __syncwarp();
+          load(row + kBatch);
+        }
+      }
+#pragma unroll
+      for (int x = 0; x < 9; ++x) *pair[x] = make_float2(old[x].x + sum[x].x, old[x].y + sum[x].y);
+    }
+  }
 }
 
 }  // namespace baleen::cuda

@@ -1,5 +1,5 @@
 // Moves columns between strided views: the rope part of a head, 512 into 576 columns, one key row
-// to all heads.
+// to all heads. On the CPU kF32 and kF64, on CUDA kF32 and kBF16 (sums in fp32, one rounding).
 #pragma once
 
 #include "kernels/core/context.h"

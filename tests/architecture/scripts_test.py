@@ -30,7 +30,7 @@ class Scripts(unittest.TestCase):
                     self.assertRegex(file.read(), r"(?m)^set -(eu|u)o pipefail$", script)
 
     def test_help_is_the_comment_at_the_top(self):
-        for name in ("setup", "build", "test", "compare_runs"):
+        for name in ("setup", "build", "test", "compare_runs", "bundle", "gpu_tests"):
             answer = run("bash", f"launch/{name}.sh", "--help")
             self.assertEqual(answer.returncode, 0, answer.stderr)
             self.assertIn(f"launch/{name}.sh", answer.stdout)
@@ -40,6 +40,9 @@ class Scripts(unittest.TestCase):
         self.assertEqual(run("bash", "launch/setup.sh", "--nonsense").returncode, 2)
         self.assertEqual(run("bash", "launch/build.sh", "--nonsense").returncode, 2)
         self.assertEqual(run("bash", "launch/test.sh", "--label", "nonsense").returncode, 2)
+        self.assertEqual(run("bash", "launch/bundle.sh", "--nonsense").returncode, 2)
+        self.assertEqual(run("bash", "launch/bundle.sh", "configs").returncode, 2)  # not a bundle: stays
+        self.assertEqual(run("bash", "launch/gpu_tests.sh", "--sanitize", "nonsense").returncode, 2)
 
 
 class Setup(unittest.TestCase):
@@ -166,7 +169,7 @@ class Presets(unittest.TestCase):
         with open(ROOT + "/CMakePresets.json", encoding="utf-8") as file:
             presets = json.load(file)
         names = [preset["name"] for preset in presets["configurePresets"] if not preset.get("hidden")]
-        self.assertEqual(names, ["host", "host-asan", "cuda", "release"])
+        self.assertEqual(names, ["host", "host-asan", "cuda", "release", "bundle"])
         self.assertEqual(presets["configurePresets"][0]["binaryDir"], "${sourceDir}/build/${presetName}")
         with open(ROOT + "/Makefile", encoding="utf-8") as file:
             self.assertIn("PRESET=" + "|".join(names), file.read())

@@ -4,6 +4,7 @@
   commands_test.py BINARY
 """
 
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ class Commands(harness.Case):
 
     def test_help_of_every_command_shows_two_examples(self):
         names = self.commands()
-        self.assertEqual(set(names), {"train", "eval", "export", "init", "inspect", "data", "config", "report"})
+        self.assertEqual(set(names), {"train", "plan", "eval", "export", "init", "inspect", "data", "config", "report"})
         for name in names:
             for flag in ("--help", "-h"):
                 result = run(name, flag, folder=self.base)
@@ -36,6 +37,13 @@ class Commands(harness.Case):
                 examples = re.findall(rf"(?m)^  (?:mpirun -n \d+ )?baleen {name} \S", result.out)
                 self.assertGreaterEqual(len(examples), 2, result.out)
                 self.assertEqual(result.err, "")
+
+    def test_plan_says_bytes_and_speed_of_every_stage_without_ranks(self):
+        result = succeed("plan", "run.yaml", "--world", "4", "--schedule", folder=self.base)
+        for part in ("on 4 ranks", "stage 'indexer-warmup'", "stage 'sparse'", "parameters", "fits", "bubble", "predicted"):
+            self.assertIn(part, result.out)
+        stages = json.loads(succeed("plan", "run.yaml", "--world", "4", "--json", folder=self.base).out)["stages"]
+        self.assertEqual([stage["world"] for stage in stages], [4, 4])
 
     def test_version_is_one_line(self):
         result = run("--version", folder=self.base)
@@ -66,6 +74,9 @@ class Commands(harness.Case):
                 (["config", "check"], ["no run file"]),
                 (["eval", "run.yaml", "--checkpiont", "run"], ["no flag --checkpiont", "--checkpoint"]),
                 (["report"], ["baleen report RUN_DIR"]),
+                (["plan"], ["baleen plan RUN.yaml"]),
+                (["plan", "run.yaml", "--gpu", "tpu"], ["tpu", "h100, h200 and cpu"]),
+                (["plan", "run.yaml", "--world", "none"], ["--world", "none", "whole number"]),
         ):
             with self.subTest(" ".join(words)):
                 self.assertExit(run(*words, folder=self.base), 2, *parts)

@@ -109,5 +109,50 @@ TEST(AdamwDeathTest, NamesTheTensorsThatDoNotFit) {
   EXPECT_DEATH(AdamwUpdate(context, {.step = 0}, three, three, three, three, two), "step 0");
 }
 
+TEST(Adamw, DecaysRangesApartAndWritesTheWorkingCopy) {
+  const Context context = Context::Cpu();
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    const auto state = [&] {
+      return AdamwTensors{.param = RandomTensor(context, dtype, {11}, 1),
+                          .grad = RandomTensor(context, dtype, {11}, 2),
+                          .m = context.Zeros(dtype, {11}),
+                          .v = context.Zeros(dtype, {11})};
+    };
+    const Tensor control = TensorOf(context, dtype, {2}, {0.5, 0});
+    AdamwTensors whole = state();
+    whole.working = context.Zeros(DType::kBF16, {11});
+    whole.decay_begin_N1 = context.Empty(DType::kI64, {4});
+    const int64_t begins[] = {0, 4, 4, 11};
+    std::copy(std::begin(begins), std::end(begins), whole.decay_begin_N1.data<int64_t>());
+    whole.decay_N = TensorOf(context, dtype, {3}, {0.5, 9, 0});
+    AdamwUpdate(context, {.lr = 0.1, .weight_decay = 7}, whole, control);
+    // Range by range gives the same bits.
+    const AdamwTensors parts = state();
+    for (const auto& [begin, count, decay] :
+         {std::tuple<int64_t, int64_t, double>{0, 4, 0.5}, {4, 7, 0}}) {
+      AdamwUpdate(context, {.lr = 0.1, .weight_decay = decay}, parts.param.Flat(begin, count),
+                  parts.grad.Flat(begin, count), parts.m.Flat(begin, count),
+                  parts.v.Flat(begin, count), control);
+    }
+    EXPECT_TRUE(testing::SameBits(whole.param, parts.param));
+    const Doubles param = ToDoubles(whole.param), working = ToDoubles(whole.working);
+    for (size_t i = 0; i < param.size(); ++i) {
+      EXPECT_EQ(working[i], BFloat16::FromFloat(static_cast<float>(param[i])).ToFloat());
+    }
+  }
+}
+
+TEST(Adamw, RefusesSegmentsThatLeaveElementsOut) {
+  const Context context = Context::Cpu();
+  const Tensor three = context.Zeros(DType::kF32, {3});
+  AdamwTensors tensors{.param = three, .grad = three, .m = three, .v = three};
+  tensors.decay_N = context.Zeros(DType::kF32, {1});
+  const Tensor control = context.Zeros(DType::kF32, {2});
+  EXPECT_DEATH(AdamwUpdate(context, {}, tensors, control), "decay segments");
+  tensors.decay_begin_N1 = context.Zeros(DType::kI64, {2});
+  EXPECT_DEATH(AdamwUpdate(context, {}, tensors, control),
+               "decay segments from 0 to 0 of F32\\[3\\]");
+}
+
 }  // namespace
 }  // namespace baleen

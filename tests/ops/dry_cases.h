@@ -22,6 +22,7 @@
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/rope.h"
 #include "kernels/ops/router.h"
+#include "kernels/ops/selection_hash.h"
 #include "kernels/ops/sparse_attention.h"
 #include "kernels/ops/strided.h"
 #include "kernels/ops/swiglu.h"
@@ -360,6 +361,8 @@ inline std::vector<OpCase> RowCases() {
          return [&c, x = In(c, d, {kD}), sum = In(c, DType::kF64, {1})]() -> std::vector<Tensor> {
            AddSumOfSquares(c, x, sum);
            AddSum(c, x, sum);
+           AddDot(c, x, x, 0.5, sum);
+           AddConstant(c, 1, sum);
            return {};
          };
        }},
@@ -367,10 +370,14 @@ inline std::vector<OpCase> RowCases() {
        [](const Context& c, DType d) -> Call {
          return [&c, p = Sums(c, d, {kD}), g = Sums(c, d, {kD}), m = Sums(c, d, {kD}),
                  v = Sums(c, d, {kD}), control = Sums(c, d, {2}),
+                 working = c.Zeros(DType::kBF16, {kD}),
                  sum = In(c, DType::kF64, {1})]() -> std::vector<Tensor> {
            ClipControl(c, sum, 1.0, control);
            ShareSkipFlag(c, control, control);
            AdamwUpdate(c, AdamwParams(), p, g, m, v, control);
+           AdamwUpdate(c, AdamwParams(),
+                       AdamwTensors{.param = p, .grad = g, .m = m, .v = v, .working = working},
+                       control);
            return {};
          };
        }},
@@ -387,6 +394,7 @@ inline std::vector<OpCase> RoutingCases() {
            const RouterResult r = Route(c, logits, bias, params);
            const RouterResult again = RouteWithIds(c, logits, r.expert_ids_TA, params);
            CountExperts(c, r.expert_ids_TA, counts);
+           UpdateRouterBias(c, counts, 0.1, bias);
            return {r.scores_TE, r.expert_ids_TA, r.weights_TA, again.weights_TA,
                    RouteBackward(c, r.weights_TA, Tensor(), r, params)};
          };
@@ -414,7 +422,20 @@ inline std::vector<OpCase> RoutingCases() {
                    CombineRows(c, rows, p.row_of_slot_TA, weights),
                    g.dx_ND,
                    g.dweights_TA,
-                   GatherRowsBackward(c, g.dx_ND, p.row_of_slot_TA)};
+                   GatherRowsBackward(c, g.dx_ND, p.row_of_slot_TA),
+                   GroupsOfTokens(c, ids, 2, kE / 2)};
+         };
+       }},
+      {"SelectionHash",
+       [](const Context& c, DType) -> Call {
+         return [&c, rows = Ints(c, {kT}, 30), ids = Ints(c, {kT, kA}, kE),
+                 nan_row = Ints(c, {1}, 3), ties = c.Zeros(DType::kF64, {1}),
+                 hash = c.Zeros(DType::kI64, {1})]() -> std::vector<Tensor> {
+           AddSelectionHash(c, rows, ids, hash);
+           KeepFirstNanRow(c, nan_row, 5, nan_row);
+           CountNanRow(c, nan_row, hash);
+           AddIntSum(c, ids, ties);
+           return {};
          };
        }},
   };

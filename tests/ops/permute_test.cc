@@ -148,5 +148,20 @@ TEST(PermuteDeathTest, NamesRowsThatAreNotThere) {
                "weights is F32\\[2, 1\\], expected F32\\[1, 2\\]");
 }
 
+TEST(Permute, TakesTheNumberOfRowsThatTheCallerKnows) {
+  const Context context = Context::Cpu();
+  const Tensor ids = IntTensorOf(context, {3, 2}, {1, 3, 0, 1, 1, 3});
+  EXPECT_TRUE(SameBits(BuildPermutation(context, ids, 1, 2, 3).source_row_N,
+                       BuildPermutation(context, ids, 1, 2).source_row_N));
+  EXPECT_DEATH(BuildPermutation(context, ids, 1, 2, 4), "3 slots in range, the caller expected 4");
+}
+
+TEST(Permute, NamesTheNodesOfEachToken) {
+  const Context context = Context::Cpu();
+  const Tensor ids = IntTensorOf(context, {3, 2}, {0, 5, 3, 2, -1, 4});
+  EXPECT_EQ(ToDoubles(GroupsOfTokens(context, ids, 3, 2)),
+            (Doubles{0, -1, 2, -1, 1, -1, -1, -1, 2}));
+}
+
 }  // namespace
 }  // namespace baleen

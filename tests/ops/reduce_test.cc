@@ -70,5 +70,20 @@ TEST(ReduceDeathTest, WantsAnFp64Result) {
   EXPECT_DEATH(AddSum(context, x, x), "result is F32\\[3\\], expected F64\\[1\\]");
 }
 
+TEST(Reduce, AddsIntegersProductsAndConstants) {
+  const Context context = Context::Cpu();
+  const Tensor result = TensorOf(context, DType::kF64, {1}, {100});
+  AddIntSum(context, testing::IntTensorOf(context, {3}, {5, -7, 2000000000}), result);
+  EXPECT_EQ(result.data<double>()[0], 2000000098);
+  AddConstant(context, -2000000000, result);
+  EXPECT_EQ(result.data<double>()[0], 98);
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    const Tensor dot = TensorOf(context, DType::kF64, {1}, {1});
+    AddDot(context, TensorOf(context, dtype, {3}, {1, 2, 3}),
+           TensorOf(context, dtype, {3}, {4, 5, 6}), -0.5, dot);
+    EXPECT_EQ(dot.data<double>()[0], 1 - 16);
+  }
+}
+
 }  // namespace
 }  // namespace baleen

@@ -228,5 +228,24 @@ TEST(RouterDeathTest, NamesSizesThatCannotBe) {
                "expert_ids\\[1\\] is 8, expected 0 .. 7");
 }
 
+TEST(Router, BiasMovesAgainstTheLoadAndNotAtTheMean) {
+  const Context context = Context::Cpu();
+  const Tensor counts = context.Empty(DType::kI64, {3});
+  const int64_t values[] = {5, 2, 8};
+  std::copy(std::begin(values), std::end(values), counts.data<int64_t>());
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    const Tensor bias = TensorOf(context, dtype, {3}, {1, 2, 3});
+    UpdateRouterBias(context, counts, 0.25, bias);
+    EXPECT_EQ(ToDoubles(bias), (std::vector<double>{1, 2.25, 2.75}));
+  }
+}
+
+TEST(Router, CountsNobodyForAnIdOfMinusOne) {
+  const Context context = Context::Cpu();
+  const Tensor counts = context.Zeros(DType::kI64, {2});
+  CountExperts(context, testing::IntTensorOf(context, {2, 2}, {1, -1, -1, 1}), counts);
+  EXPECT_EQ(ToDoubles(counts), (std::vector<double>{0, 2}));
+}
+
 }  // namespace
 }  // namespace baleen

@@ -2,6 +2,7 @@
 // flight record.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -135,6 +136,17 @@ TEST_F(CommunicatorTest, FlightRecordNamesTheLastCalls) {
   const std::string record = world_->FlightRecord();
   EXPECT_EQ(record.find("barrier 5 "), std::string::npos);  // fell out of the ring of 64
   EXPECT_NE(record.find("#69 Barrier barrier 69 0 bytes done"), std::string::npos) << record;
+  const std::string last = world_->FlightRecord(2);
+  EXPECT_EQ(last.find("barrier 67"), std::string::npos) << last;
+  EXPECT_EQ(std::count(last.begin(), last.end(), '\n'), 2) << last;
+}
+
+TEST_F(CommunicatorTest, ForkAndJoinChangeNothingOnTheHost) {
+  const Tensor x = testing::IntTensorOf(context_, {1}, {rank()});
+  world_->Fork();
+  world_->AllReduce("beside", x);
+  EXPECT_EQ(x.data<int32_t>()[0], size() * (size() - 1) / 2);  // done when it returned
+  world_->Join();
 }
 
 }  // namespace

@@ -50,9 +50,9 @@ StageConfig Stage(const Layout& layout, AttentionMode attention, TrainMode train
   stage.name = layout.name;
   stage.attention = attention;
   stage.train = train;
-  stage.steps = 2;
+  stage.steps = 1;
   stage.micro_batch_size = 1;
-  stage.global_batch_size = 16;
+  stage.global_batch_size = 8;
   stage.data.seq_length = 128;
   stage.losses.balance = 1e-3;
   stage.optimizer.lr = 1e-3;
@@ -93,7 +93,7 @@ class DryRankTest : public ::testing::Test {
     return writer.Finish();
   }
 
-  // Two steps on the first ranks of the world, against the plan of each.
+  // A step on the first ranks of the world, against the plan of each.
   void Compare(const Layout& layout, AttentionMode attention, TrainMode train) {
     const int color = world_->rank() < layout.ranks ? 0 : 1;
     const auto ranks = world_->Split(color, world_->rank(), "job");
@@ -104,15 +104,19 @@ class DryRankTest : public ::testing::Test {
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<TrainingStage> stage,
                          TrainingStage::Make(RunSection(), config, Model(), *ranks));
     const std::map<std::string, MemoryUse> between = stage->context().pool().Uses();
-    for (int step = 0; step < 2; ++step) {
-      ASSERT_THAT(TrainStep(*stage, {step, step * config.global_batch_size}, 1e-3, false), IsOk());
-    }
+    ASSERT_THAT(TrainStep(*stage, StepPosition(), 1e-3, false), IsOk());
     ASSERT_OK_AND_ASSIGN(const CheckedSchedule schedule,
                          MakeCheckedSchedule(stage->layout().schedule));
     const RankPlan plan = RunDry({config, stage->model_config(), stage->recipe(), stage->layout(),
                                   schedule.schedule, stage->dtype(), ranks->rank()});
     for (const auto& [use, real] : stage->context().pool().Uses()) {
       ASSERT_TRUE(plan.uses.count(use)) << use;
+      // A plan reserves the panels of a block of rows that sees all keys; here some ranks have
+      // none.
+      if (use == "matmul panels") {
+        EXPECT_LE(real.peak_bytes, plan.uses.at(use).peak_bytes);
+        continue;
+      }
       ExpectWithin2Percent(plan.uses.at(use).peak_bytes, real.peak_bytes, use);
     }
     for (const auto& [use, real] : between) {

@@ -123,6 +123,45 @@ void ReadGradients(Optimizer& optimizer, const ParameterStore& store, StepOutcom
   }
 }
 
+void ReadValues(Optimizer& optimizer, const ParameterStore& store, double lr,
+                StepOutcome& outcome) {
+  optimizer.Update(lr, /*step=*/1);
+  optimizer.GatherParameters();
+  for (const Parameter& p : store.parameters())
+    outcome.values.push_back({p.name, p.box, ToDoubles(p.value)});
+}
+
+// A pass without backward: the losses of each row, by its place in the microbatch.
+absl::Status ReadValidation(const ModelContext& model_context, const Model& model,
+                            const StageLayout& layout, const Microbatches& step,
+                            Communicator& world, StepOutcome& outcome) {
+  ScheduleSpec spec = layout.schedule;
+  spec.forward_only = true;
+  ASSIGN_OR_RETURN(const CheckedSchedule schedule, MakeCheckedSchedule(spec));
+  Communicator& pp = *model_context.axes.pp;
+  PassOptions pass;
+  pass.train = false;
+  StepStats stats =
+      StepStats::Zeros(model_context.context, model_context.config.num_hidden_layers + 1,
+                       model_context.config.n_routed_experts);
+  const int64_t rows = step.batches.front().num_keys();
+  const Tensor sums_2T = model_context.context.Zeros(DType::kF64, {2, rows});
+  ModelWork work(model_context, model, step.batches, pass, PassKind::kValidate, stats);
+  work.set_loss_reader([&](const Batch& batch, const Tensor& loss_R) {
+    for (int64_t r = 0; r < batch.num_rows(); ++r) {
+      const int32_t row = batch.row_R.data<int32_t>()[r];
+      if (batch.host.target_G[batch.host.own_begin + r] < 0) continue;
+      sums_2T.data<double>()[row] += loss_R.data<double>()[r];
+      sums_2T.data<double>()[rows + row] += 1;
+    }
+  });
+  RunPipeline(schedule.schedule.programs[pp.rank()], layout.part_rank, pp, work);
+  const std::vector<double> sums = Summed(world, sums_2T);
+  outcome.validation_loss.assign(sums.begin(), sums.begin() + rows);
+  outcome.validation_targets.assign(sums.begin() + rows, sums.end());
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world) {
@@ -151,19 +190,23 @@ absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world) {
   StepStats stats =
       StepStats::Zeros(context, c.model.num_hidden_layers + 1, c.model.n_routed_experts);
   const ModelContext model_context{context, c.model, recipe.options, store, rope, axes};
+  StepOutcome outcome;
+  if (c.validate) {
+    RETURN_IF_ERROR(ReadValidation(model_context, model, layout, step, world, outcome));
+  }
   ModelWork work(model_context, model, step.batches, pass,
                  recipe.forward_only ? PassKind::kWarmUp : PassKind::kTrain, stats);
   optimizer.ZeroGradients();
   work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
   RunPipeline(schedule.schedule.programs[axes.pp->rank()], layout.part_rank, *axes.pp, work);
 
-  StepOutcome outcome;
   ReadStats(world, stats, outcome);
   optimizer.ReduceGradients();
   optimizer.ComputeNorms();
   outcome.norm_main = optimizer.Norm(ClipGroup::kMain).value_or(0);
   outcome.norm_indexer = optimizer.Norm(ClipGroup::kIndexer).value_or(0);
   ReadGradients(optimizer, store, outcome);
+  ReadValues(optimizer, store, c.stage.optimizer.lr, outcome);
   return outcome;
 }
 

@@ -19,6 +19,7 @@ struct RigCase {
   ModelConfig model;
   bool document_mask = false;
   bool measure_indexer = false;
+  bool validate = false;           // a validation pass before the step, its losses by row
   int64_t attention_chunk = 0;     // 0: the default
   int64_t bucket_elements = 3000;  // several buckets even in a small model
   int64_t expert_rows = -1;        // -1: the layout's
@@ -35,13 +36,17 @@ struct StepOutcome {
   std::vector<double> kl, mass, recall, ties;
   std::vector<int64_t> expert_counts, selection_hash;
   double norm_main = 0, norm_indexer = 0;  // 0 where the group does not train
-  // Parts of gradients on this rank after the reduction: (name, box, values).
+  // Of the validation pass, for each row of a microbatch: sum of losses, then of rows with a
+  // target.
+  std::vector<double> validation_loss, validation_targets;
+  // Parts of tensors on this rank: (name, box, values).
   struct Piece {
     std::string name;
     Box box;
     std::vector<double> values;
   };
-  std::vector<Piece> gradients;
+  std::vector<Piece> gradients;  // after the reduction
+  std::vector<Piece> values;     // after the update
 };
 
 // On every rank of `world`, together. ConfigError when the layout cannot be.

@@ -3,13 +3,15 @@
 #include <cstring>
 
 #include "kernels/core/check.h"
+#include "kernels/core/transfer.h"
 
 namespace baleen {
 
 Tensor IntTensor(const Context& context, const std::vector<int32_t>& values) {
-  const Tensor tensor = context.Empty(DType::kI32, {static_cast<int64_t>(values.size())});
+  const Context host = context.device().kind == DeviceKind::kCpu ? context : Context::Cpu();
+  const Tensor tensor = host.Empty(DType::kI32, {static_cast<int64_t>(values.size())});
   std::memcpy(tensor.raw(), values.data(), values.size() * sizeof(int32_t));
-  return tensor;
+  return CopyToDevice(context, tensor);
 }
 
 std::vector<int32_t> ZigzagRows(int64_t num_sequences, int64_t seq_length, int rank, int size) {

@@ -42,18 +42,24 @@ struct Batch {
   Tensor row_R;  // which row of the microbatch
   Tensor positions_R;
   KeyWindows windows_R;
-  Tensor targets_R;
-  Tensor mtp_targets_R;
   Tensor sequence_R;  // which sequence of the microbatch
   // Between the order of ranks (all-gathered over cp_tp) and that of keys; empty on one rank.
   Tensor place_of_key_T;  // where row t stands when the ranks' rows lie one behind the other
   Tensor key_of_place_T;  // its inverse
+
+  // The group's rows on the host, for what the host decides: rows to measure, controls, losses by
+  // position.
+  struct Host {
+    std::vector<int32_t> row_G, position_G, key_begin_G, target_G;
+    int64_t own_begin = 0;  // the own rows are own_begin .. own_begin + R - 1 of the group's
+  } host;
 
   int64_t num_rows() const { return row_R.num_elements(); }           // R
   int64_t num_group_rows() const { return tokens_G.num_elements(); }  // G
   int64_t num_keys() const { return num_sequences * seq_length; }     // T
 };
 
+// kI32 on the context's device.
 Tensor IntTensor(const Context& context, const std::vector<int32_t>& values);
 
 }  // namespace baleen

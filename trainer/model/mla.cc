@@ -176,9 +176,12 @@ void Mla::RunCore(const ModelContext& model, const Batch& batch, Saved& saved) c
     chunk.begin = begin;
     chunk.end = std::min(rows, begin + step);
     RunChunk(model, batch, saved, chunk);
-    // With several chunks the expanded queries of one are what lives at a time; the warm-up's
-    // target needs them all.
-    if (rows > step && model.options.indexer_loss != IndexerLossKind::kDense) DropQuery(chunk);
+    // With several chunks the expanded tensors of one are what lives at a time; the warm-up's target
+    // needs all queries. o~ is as wide as they are: the backward runs the chunk again.
+    if (rows > step && model.options.indexer_loss != IndexerLossKind::kDense) {
+      DropQuery(chunk);
+      if (model.options.attention == AttentionForm::kSparse) chunk.core.o_THV = Tensor();
+    }
     saved.chunks.push_back(std::move(chunk));
   }
 }
@@ -202,17 +205,16 @@ void Mla::DropQuery(Chunk& chunk) { chunk.q_THQ = chunk.q_absorbed_THC = Tensor(
 void Mla::DropExpanded(Saved& saved) const {
   saved.qr_G = saved.ids_GK = saved.c_T = saved.k_rope_T = saved.kv_TC = Tensor();
   saved.k_THQ = saved.v_THV = Tensor();
-  for (Chunk& chunk : saved.chunks) DropQuery(chunk);
+  for (Chunk& chunk : saved.chunks) {
+    if (!chunk.q_absorbed_THC.empty()) chunk.core.o_THV = Tensor();  // o~: as wide as the query
+    DropQuery(chunk);
+  }
 }
 
 Mla::DenseRows Mla::MakeDenseRows(const ModelContext& model, const Batch& batch,
-                                  const Tensor& rows_S, const KeyWindows& windows_S,
-                                  const Saved& saved) const {
+                                  const Tensor& rows_S, const Tensor& positions_S,
+                                  const KeyWindows& windows_S, const Saved& saved) const {
   const Context& context = model.context;
-  const Tensor positions_S = context.Empty(DType::kI32, rows_S.shape());
-  for (int64_t r = 0; r < rows_S.num_elements(); ++r) {
-    positions_S.data<int32_t>()[r] = batch.positions_G.data<int32_t>()[rows_S.data<int32_t>()[r]];
-  }
   const Tensor qr_G = GatherGroup(model, label_ + " measured q latents", saved.qr_R);
   const Tensor kv_TC = GatherKeys(model, batch, label_ + " measured key latents",
                                   ConcatColumns(context, saved.c_R, saved.k_rope_R));
@@ -270,7 +272,11 @@ void Mla::BackwardChunk(const ModelContext& model, const Batch& batch, Saved& sa
   chunk.do_THV = LinearBackwardInput(context, saved.dout_GD.Rows(chunk.begin, chunk.end),
                                      model.parameters.value(o_proj_))
                      .Reshaped({chunk.end - chunk.begin, heads_, value_});
-  if (chunk.q_THQ.empty()) ExpandQuery(model, batch, saved, chunk);
+  if (chunk.core.o_THV.empty()) {
+    RunChunk(model, batch, saved, chunk);
+  } else if (chunk.q_THQ.empty()) {
+    ExpandQuery(model, batch, saved, chunk);
+  }
   if (model.options.attention == AttentionForm::kSparse) {
     BackwardAbsorbedCore(model, saved, chunk, target_TK, keys);
   } else {

@@ -67,7 +67,8 @@ class Mla {
     Tensor q_SHQ, k_THQ, lse_SH;
   };
   DenseRows MakeDenseRows(const ModelContext& model, const Batch& batch, const Tensor& rows_S,
-                          const KeyWindows& windows_S, const Saved& saved) const;
+                          const Tensor& positions_S, const KeyWindows& windows_S,
+                          const Saved& saved) const;
 
   Tensor BackwardInput(const ModelContext& model, const Batch& batch, const Tensor& dout_RD,
                        Saved& saved) const;

@@ -16,7 +16,7 @@ struct StepStats {
   Tensor expert_counts_LE;  // kI64: tokens of each expert; rows of dense layers stay 0
   // On sampled rows, where the step measures the indexers:
   Tensor mass_L, best_mass_L, recall_L;  // kF64: sums over the sampled rows
-  Tensor sampled_rows_L;                 // kF64
+  Tensor sampled_rows_L;                 // kF64, in host memory: the host counts them
   Tensor ties_L;                         // kF64: keys cut by a tie, over all rows
   // kI64: sum over rows of a hash of (row of the microbatch, selected keys): the same number on two
   // layouts, or in two runs, says that they selected the same keys.
@@ -28,8 +28,11 @@ struct StepStats {
     for (Tensor* scalar : {&stats.lm_loss_1, &stats.mtp_loss_1, &stats.balance_1}) {
       *scalar = context.Zeros(DType::kF64, {1});
     }
-    for (Tensor* per_layer : {&stats.kl_L, &stats.mass_L, &stats.best_mass_L, &stats.recall_L,
-                              &stats.sampled_rows_L, &stats.ties_L}) {
+    const bool on_host = context.device().kind == DeviceKind::kCpu;
+    stats.sampled_rows_L =
+        (on_host ? context : Context::Cpu()).Zeros(DType::kF64, {num_layers_with_mtp});
+    for (Tensor* per_layer :
+         {&stats.kl_L, &stats.mass_L, &stats.best_mass_L, &stats.recall_L, &stats.ties_L}) {
       *per_layer = context.Zeros(DType::kF64, {num_layers_with_mtp});
     }
     stats.expert_counts_LE = context.Zeros(DType::kI64, {num_layers_with_mtp, num_experts});

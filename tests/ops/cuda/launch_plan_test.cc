@@ -1,6 +1,7 @@
 // Launch choices of the CUDA kernels: pure host functions, so they are tested where no GPU is.
 #include <gtest/gtest.h>
 
+#include "kernels/ops/dense_indexer_loss_cuda.h"
 #include "kernels/ops/indexer_backward_cuda.h"
 #include "kernels/ops/indexer_scores_cuda.h"
 #include "kernels/ops/topk_select_cuda.h"
@@ -44,6 +45,18 @@ TEST(IndexerBackwardWorkspace, GrowsWithSelectedPairsAndKeys) {
   EXPECT_GE(base, size_t{8} * 128 * 512);
   EXPECT_GT(IndexerBackwardWorkspaceBytes(256, 4096, 512), base);
   EXPECT_GT(IndexerBackwardWorkspaceBytes(128, 8192, 512), base);
+}
+
+TEST(PlanDenseIndexerLoss, TakesEqualChunksThatFitTheBudget) {
+  const size_t budget = size_t{4} << 30;
+  const DenseIndexerLossPlan plan = PlanDenseIndexerLoss(32768, 32768, kSms, budget);
+  EXPECT_LE(plan.workspace_bytes, budget);
+  // 14 bytes a pair: 4 GiB hold 9362 rows of 32768 keys, so four chunks of 8192.
+  EXPECT_EQ(plan.rows_per_chunk, 8192);
+  EXPECT_GE(plan.workspace_bytes, size_t{14} * 8192 * 32768);
+  EXPECT_EQ(PlanDenseIndexerLoss(100, 1000, kSms, budget).rows_per_chunk, 256);
+  // Never below 256 rows, whatever the budget.
+  EXPECT_EQ(PlanDenseIndexerLoss(4096, 131072, kSms, 1).rows_per_chunk, 256);
 }
 
 }  // namespace

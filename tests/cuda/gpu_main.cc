@@ -1,0 +1,22 @@
+// main() of the tests that need a GPU: exit code 77 where there is none, which CTest and
+// launch/gpu_tests.sh count as skipped. MPI only where mpirun or srun started the process: tests of
+// aborting start it anew.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "kernels/core/cuda_context.h"
+#include "tests/support/mpi_tests.h"
+
+int main(int argc, char** argv) {
+  if (baleen::CudaDeviceCount() == 0) {
+    std::fprintf(stderr, "no GPU is visible: skipped\n");
+    return 77;
+  }
+  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"}) {
+    if (std::getenv(variable) != nullptr) return baleen::testing::RunTestsOnRanks(argc, argv);
+  }
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}

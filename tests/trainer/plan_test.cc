@@ -1,0 +1,172 @@
+// Plans: counts become seconds, bytes are held to the device, and where a layout does not fit the
+// nearest that do are named. That the bytes are the trainer's is dry_rank_mpi_test.cc's.
+#include "trainer/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "nlohmann/json.hpp"
+#include "tests/support/status_matchers.h"
+#include "tests/trainer/model_rig.h"
+
+namespace baleen::testing {
+namespace {
+
+DeviceSpec Device() {
+  DeviceSpec device;
+  device.name = "test";
+  device.memory_bytes = int64_t{1} << 40;
+  device.reserved_bytes = 1 << 20;
+  device.matmul_flops = 100;
+  device.op_flops = {{"Attention", 50}};
+  device.memory_bandwidth = 10;
+  device.node_bandwidth = 20;
+  device.network_bandwidth = 2;
+  device.call_seconds = 1;
+  device.ranks_per_node = 4;
+  return device;
+}
+
+PlanRequest Request(int world) {
+  PlanRequest request;
+  request.model = TinyConfig();
+  request.model.num_hidden_layers = 6;
+  request.world_size = world;
+  request.device = Device();
+  StageConfig& stage = request.stage;
+  stage = DefaultStageConfig();
+  stage.name = "sparse";
+  stage.attention = AttentionMode::kSparse;
+  stage.train = TrainMode::kAll;
+  stage.steps = 10;
+  stage.global_batch_size = 8;
+  stage.data.seq_length = 64;
+  stage.optimizer.lr = 1e-3;
+  return request;
+}
+
+TEST(PlanSeconds, TakeTheLongerOfWorkAndBytesOfEachOpAndAddMessages) {
+  CountedWork work;
+  work.ops.ops["matmul"] = {.calls = 3, .flops = 500, .bytes = 20};    // 5 s of work, 2 s of bytes
+  work.ops.ops["Attention"] = {.calls = 1, .flops = 100, .bytes = 5};  // 2 s, 0.5 s
+  work.ops.ops["swiglu"] = {.calls = 1, .flops = 0, .bytes = 30};      // 3 s
+  work.messages.counts[{"tp", "x", "AllGather"}] = {.calls = 2, .bytes_sent = 60};  // 2 + 3 s
+  work.messages.counts[{"ep", "y", "AllToAllV"}] = {.calls = 1, .bytes_sent = 60};  // 1 + 30 s
+  const std::map<std::string, int> spans = {{"tp", 4}, {"ep", 8}};
+  EXPECT_DOUBLE_EQ(Seconds(work, spans, Device(), Overlap::kNone), 10 + 5 + 31);
+  EXPECT_DOUBLE_EQ(Seconds(work, spans, Device(), Overlap::kMessages), 36);
+}
+
+TEST(Plan, HoldsEveryPipelineStageAndAddsUpTheParameters) {
+  PlanRequest request = Request(8);
+  request.stage.parallelism.pipeline = 2;
+  request.stage.parallelism.tensor = 2;
+  request.stage.parallelism.expert = 4;
+  ASSERT_OK_AND_ASSIGN(const StagePlan plan, PlanStage(request));
+  ASSERT_EQ(plan.ranks.size(), 2u);
+  EXPECT_EQ(plan.ranks[1].world_rank, 4);
+  EXPECT_TRUE(plan.Fits());
+  for (const RankPlan& rank : plan.ranks) {
+    const int64_t parameters = rank.uses.at("parameters").bytes;
+    EXPECT_GT(parameters, 0);
+    // Gradients of all but the router's biases; fp32 master weights and moments cut over 4 or 1.
+    EXPECT_GT(rank.uses.at("gradients").bytes, parameters * 9 / 10);
+    EXPECT_GT(rank.uses.at("activations").peak_bytes, rank.uses.at("activations").bytes);
+    EXPECT_GT(rank.flops, 0);
+  }
+  EXPECT_GT(plan.bubble, 0);
+  EXPECT_LT(plan.bubble, 1);
+  EXPECT_GT(plan.step_seconds, plan.timeline.makespan);
+  EXPECT_DOUBLE_EQ(plan.tokens_per_second * plan.step_seconds, 8 * 64);
+}
+
+TEST(Plan, OfAGpuHasBf16WeightsAndFp32Gradients) {
+  PlanRequest request = Request(1);
+  ASSERT_OK_AND_ASSIGN(const StagePlan bf16, PlanStage(request));
+  request.stage.precision.compute = Compute::kFp32;
+  ASSERT_OK_AND_ASSIGN(const StagePlan fp32, PlanStage(request));
+  const auto bytes = [](const StagePlan& plan, const char* use) {
+    return static_cast<double>(plan.ranks[0].uses.at(use).bytes);
+  };
+  EXPECT_DOUBLE_EQ(bytes(bf16, "parameters"), bytes(fp32, "parameters") / 2);
+  EXPECT_DOUBLE_EQ(bytes(bf16, "gradients"), bytes(fp32, "gradients"));
+  // Master weights and two moments against two moments.
+  EXPECT_NEAR(bytes(bf16, "optimizer") / bytes(fp32, "optimizer"), 1.5, 0.01);
+  EXPECT_LT(bf16.ranks[0].uses.at("activations").peak_bytes,
+            fp32.ranks[0].uses.at("activations").peak_bytes * 3 / 4);
+}
+
+TEST(Plan, SaysTheSameOfEqualPipelineStages) {
+  PlanRequest request = Request(4);
+  request.model.num_hidden_layers = 7;  // 1 dense, 6 MoE
+  request.stage.parallelism.pipeline = 4;
+  request.stage.parallelism.layer_split = {2, 2, 2, 1};
+  ASSERT_OK_AND_ASSIGN(const StagePlan plan, PlanStage(request));
+  // The plan rehearses stages 1 and 2 once; alone, each is rehearsed itself.
+  ASSERT_OK_AND_ASSIGN(const CheckedSchedule schedule, MakeCheckedSchedule(plan.layout.schedule));
+  for (const RankPlan& rank : plan.ranks) {
+    const RankPlan alone = RunDry({.stage = plan.request.stage,
+                                   .model = plan.request.model,
+                                   .recipe = plan.recipe,
+                                   .layout = plan.layout,
+                                   .schedule = schedule.schedule,
+                                   .dtype = plan.dtype,
+                                   .world_rank = rank.world_rank});
+    EXPECT_EQ(alone.total.peak_bytes, rank.total.peak_bytes) << rank.world_rank;
+    EXPECT_EQ(alone.flops, rank.flops) << rank.world_rank;
+  }
+}
+
+TEST(Plan, NamesTheNearestLayoutsThatFit) {
+  PlanRequest request = Request(8);
+  request.device.reserved_bytes = 0;
+  ASSERT_OK_AND_ASSIGN(const StagePlan asked, PlanStage(request));
+  // Not enough for the asked layout, enough for others.
+  request.device.memory_bytes = asked.NeededBytes(0) * 2 / 3;
+  ASSERT_OK_AND_ASSIGN(const StagePlan plan, PlanStage(request));
+  EXPECT_FALSE(plan.Fits());
+  const std::vector<FittingLayout> nearest = NearestFittingLayouts(request, 2);
+  ASSERT_EQ(nearest.size(), 2u);
+  EXPECT_NE(nearest[0].changes, nearest[1].changes);
+  for (const FittingLayout& layout : nearest) {
+    EXPECT_LE(layout.needed_bytes, request.device.memory_bytes) << layout.changes;
+    EXPECT_NE(layout.changes, "");
+  }
+}
+
+TEST(Plan, RefusesWhatTrainingRefuses) {
+  PlanRequest request = Request(6);
+  request.stage.parallelism.tensor = 4;
+  EXPECT_THAT(PlanStage(request), HasStatus(absl::StatusCode::kInvalidArgument, "6 ranks"));
+  EXPECT_THAT(FindDevice("tpu", GemmPrecision::kAuto),
+              HasStatus(absl::StatusCode::kInvalidArgument, "h100, h200 and cpu"));
+}
+
+TEST(PlanReport, TextAndJsonSayTheSame) {
+  PlanRequest request = Request(2);
+  request.stage.parallelism.pipeline = 2;
+  ASSERT_OK_AND_ASSIGN(const StagePlan plan, PlanStage(request));
+  const std::string text = PlanText(plan, {.schedule_grid = true});
+  for (const char* part :
+       {"stage 'sparse'", "pp 2", "parameters", "fits", "% bubble", "predicted"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
+  }
+  const nlohmann::json json = nlohmann::json::parse(PlanJson({plan}));
+  ASSERT_EQ(json["stages"].size(), 1u);
+  EXPECT_EQ(json["stages"][0]["ranks"].size(), 2u);
+  EXPECT_EQ(json["stages"][0]["ranks"][0]["peak_bytes"], plan.ranks[0].total.peak_bytes);
+  // Layers and microbatches are one kind of message.
+  std::set<std::string> kinds;
+  for (const auto& message : json["stages"][0]["ranks"][0]["messages"]) {
+    kinds.insert(message["communicator"].get<std::string>() + " " +
+                 message["kind"].get<std::string>());
+  }
+  EXPECT_TRUE(kinds.count("pp activations")) << json.dump(2);
+  for (const std::string& kind : kinds) {
+    EXPECT_EQ(kind.find_first_of("0123456789"), std::string::npos) << kind;
+  }
+}
+
+}  // namespace
+}  // namespace baleen::testing

@@ -1,0 +1,86 @@
+#include "trainer/device_table.h"
+
+#include <unistd.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace baleen {
+namespace {
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+// kernels/bench, H100 80GB HBM3: GEMM 8192^3, copy, and the kernels' results at 128K keys
+// (RESULTS_*.md). Ops without a kernel of their own yet run at the rate of their kind: attention in
+// the 192/128 form at 500 TF forward and 400 backward, grouped GEMM at 600.
+DeviceSpec H100(GemmPrecision gemm) {
+  DeviceSpec device;
+  device.name = "h100";
+  device.description =
+      "H100 80 GB: GEMM bf16 794 TF, fp8 1448 TF, copy 3.02 TB/s, sparse attention 520/342 TF, "
+      "indexer 680 TF (measured); dense attention 500/400 TF, grouped GEMM 600 TF, NVLink 360 GB/s "
+      "in nodes of 8, network 40 GB/s a GPU, 20 us a call, 6 GiB for driver, NCCL and workspaces "
+      "(assumed)";
+  device.memory_bytes = int64_t{80} * 1'000'000'000 * 99 / 100;  // 79.2 GB: what CUDA offers
+  device.reserved_bytes = 6 * kGiB;
+  device.matmul_flops = gemm == GemmPrecision::kFp8Block ? 1448e12 : 794e12;
+  device.op_flops = {
+      {"grouped_matmul", gemm == GemmPrecision::kFp8Block ? 1100e12 : 600e12},
+      {"Attention", 500e12},
+      {"AttentionBackward", 400e12},
+      {"MaskedAttention", 400e12},
+      {"MaskedAttentionBackward", 300e12},
+      {"SparseAttention", 520e12},
+      {"SparseAttentionBackward", 342e12},
+      {"IndexerScores", 680e12},
+      {"SparseIndexerLoss", 190e12},  // 0.53 us a row of 64 heads and 2048 keys
+      {"DenseIndexerLoss", 400e12},
+  };
+  device.memory_bandwidth = 3.02e12;
+  device.node_bandwidth = 360e9;
+  device.network_bandwidth = 40e9;
+  device.call_seconds = 20e-6;
+  device.ranks_per_node = 8;
+  return device;
+}
+
+DeviceSpec H200(GemmPrecision gemm) {
+  DeviceSpec device = H100(gemm);
+  device.name = "h200";
+  device.description =
+      "H200 141 GB: as h100 (same cores, GEMM 769 to 798 TF measured), copy 4.3 TB/s (measured)";
+  device.memory_bytes = int64_t{141} * 1'000'000'000 * 99 / 100;
+  device.memory_bandwidth = 4.3e12;
+  return device;
+}
+
+// One core a rank: the CPU backend's own matmul.
+DeviceSpec Cpu() {
+  DeviceSpec device;
+  device.name = "cpu";
+  device.description =
+      "CPU: one core a rank, matmul 30 GF/s, 5 GB/s of memory and between ranks (assumed); all "
+      "ranks share the memory of this host";
+  device.memory_bytes = static_cast<int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE);
+  device.matmul_flops = 30e9;
+  device.memory_bandwidth = 5e9;
+  device.node_bandwidth = 5e9;
+  device.network_bandwidth = 5e9;
+  device.call_seconds = 5e-6;
+  device.ranks_per_node = 1 << 20;
+  return device;
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceSpec> FindDevice(const std::string& name, GemmPrecision gemm) {
+  if (name == "h100") return H100(gemm);
+  if (name == "h200") return H200(gemm);
+  if (name == "cpu") return Cpu();
+  return ConfigError("--gpu ", name, ": known are h100, h200 and cpu");
+}
+
+std::string DefaultDevice(DeviceChoice choice) {
+  return choice == DeviceChoice::kCuda ? "h100" : "cpu";
+}
+
+}  // namespace baleen
