@@ -128,7 +128,7 @@ int64_t Run::StagesDone() {
 absl::Status Run::CheckStages() {
   if (config_.run.device == DeviceChoice::kCuda) {
     return ConfigErrorAt(loaded_, "run.device",
-                         "run.device = cuda: this build has no CUDA backend; use auto or cpu");
+                         "run.device = cuda: this version does not train on GPUs yet; use auto or cpu");
   }
   const StageConfig* trains_indexers = nullptr;
   int64_t behind = StagesDone();

@@ -7,6 +7,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/transfer.h"
+#include "kernels/ops/router.h"
 #include "parallel/agree.h"
 #include "parallel/pipeline_engine.h"
 #include "trainer/make_batch.h"
@@ -74,26 +75,14 @@ void ReduceStats(TrainingStage& stage, StepStats& stats) {
 // Auxiliary-loss-free balancing (spec 4.4): after the step, an expert with more than the mean load
 // gets gamma less bias, one with less load gamma more. Every rank computes the same from the summed
 // counts.
-void UpdateRouterBias(TrainingStage& stage, const StepStats& stats) {
+void BalanceRouters(TrainingStage& stage, const StepStats& stats) {
   const double speed = stage.recipe().bias_update_speed;
   if (speed == 0) return;
-  const int64_t experts = stage.model_config().n_routed_experts;
   for (const auto& [layer, id] : stage.model().correction_biases()) {
-    const int64_t* counts = stats.expert_counts_LE.data<int64_t>() + layer * experts;
-    int64_t total = 0;
-    for (int64_t e = 0; e < experts; ++e) total += counts[e];
-    const Tensor bias = CopyToHost(stage.context(), stage.parameters().value(id));
-    for (int64_t e = 0; e < experts; ++e) {
-      // Compares with the mean without rounding.
-      const int64_t excess = counts[e] * experts - total;
-      const double change = excess > 0 ? -speed : excess < 0 ? speed : 0;
-      if (bias.dtype() == DType::kF64) {
-        bias.data<double>()[e] += change;
-      } else {
-        bias.data<float>()[e] += static_cast<float>(change);
-      }
-    }
-    Transfer(stage.context(), bias, stage.parameters().value(id));
+    const Tensor counts_E = stats.expert_counts_LE.Rows(layer, layer + 1)
+                                .Reshaped({stage.model_config().n_routed_experts});
+    UpdateRouterBias(stage.context(), CopyToDevice(stage.context(), counts_E), speed,
+                     stage.parameters().value(id));
   }
 }
 
@@ -146,7 +135,7 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   optimizer.ComputeNorms();
   optimizer.Update(lr, position.stage_step + 1);
   optimizer.GatherParameters();
-  if (!optimizer.skipped()) UpdateRouterBias(stage, stats);
+  if (!optimizer.skipped()) BalanceRouters(stage, stats);
   StepResult result = SummariseStep(stage, batch.counts, stats);
   result.data_wait_seconds = batch.wait_seconds;
   return result;

@@ -3,6 +3,7 @@
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/reduce.h"
 #include "kernels/ops/rms_norm.h"
+#include "kernels/ops/selection_hash.h"
 #include "trainer/model/measure_selection.h"
 
 namespace baleen {
@@ -73,20 +74,6 @@ void Block::Normalise(const ModelContext& model, const Batch& batch, Saved& save
   if (indexer_ && needed) indexer_->Forward(model, batch, norm.y, saved.mla.qr_R, saved.indexer);
 }
 
-namespace {
-
-// Below 2^31 a row, so that the sum over a step's rows stays inside 64 bits.
-int64_t HashSelection(int64_t row, const int32_t* ids, int64_t count) {
-  uint64_t hash = 0x9E3779B97F4A7C15u + static_cast<uint64_t>(row);
-  for (int64_t i = 0; i < count; ++i) {
-    hash = (hash ^ static_cast<uint32_t>(ids[i])) * 0xFF51AFD7ED558CCDu;
-    hash ^= hash >> 32;
-  }
-  return static_cast<int64_t>(hash >> 33);
-}
-
-}  // namespace
-
 void Block::SelectKeys(const ModelContext& model, const Batch& batch, StepStats& stats,
                        Saved& saved) const {
   if (model.options.selection != SelectionKind::kIndexer) {
@@ -95,19 +82,10 @@ void Block::SelectKeys(const ModelContext& model, const Batch& batch, StepStats&
   }
   const TopkResult selected = indexer_->Select(model, batch, saved.indexer);
   saved.ids_RK = selected.ids_TK;
-  if (model.context.dry()) return;  // nothing was scored
-  double ties = 0;
-  for (int64_t t = 0; t < selected.ties_T.num_elements(); ++t)
-    ties += selected.ties_T.data<int32_t>()[t];
-  stats.ties_L.data<double>()[layer_] += ties;
-  int64_t hash = 0;
-  const int64_t topk = saved.ids_RK.dim(1);
-  for (int64_t r = 0; r < batch.num_rows(); ++r) {
-    hash += HashSelection(batch.row_R.data<int32_t>()[r], saved.ids_RK.data<int32_t>() + r * topk,
-                          topk);
-  }
-  stats.selection_hash_L.data<int64_t>()[layer_] += hash;
-  if (selected.nan_row_1.data<int32_t>()[0] >= 0) stats.nan_rows_1.data<int64_t>()[0] += 1;
+  AddIntSum(model.context, selected.ties_T, stats.ties_L.Rows(layer_, layer_ + 1));
+  AddSelectionHash(model.context, batch.row_R, saved.ids_RK,
+                   stats.selection_hash_L.Rows(layer_, layer_ + 1));
+  CountNanRow(model.context, selected.nan_row_1, stats.nan_rows_1);
 }
 
 void Block::Attend(const ModelContext& model, const Batch& batch, Saved& saved) const {

@@ -8,6 +8,7 @@
 #include "kernels/ops/indexer_scores.h"
 #include "kernels/ops/layer_norm.h"
 #include "kernels/ops/matmul.h"
+#include "kernels/ops/selection_hash.h"
 #include "trainer/model/row_exchange.h"
 
 namespace baleen {
@@ -90,7 +91,7 @@ TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
   result.ids_TK = context.Empty(DType::kI32, {rows, topk});
   result.ties_T = context.Empty(DType::kI32, {rows});
   result.nan_row_1 = context.Empty(DType::kI32, {1});
-  result.nan_row_1.data<int32_t>()[0] = -1;
+  FillInt(context, result.nan_row_1, -1);
   for (int64_t begin = 0; begin < rows; begin += model.options.query_chunk) {
     const int64_t end = std::min(rows, begin + model.options.query_chunk);
     const KeyWindows windows{batch.windows_R.begin_T.Rows(begin, end),
@@ -100,9 +101,7 @@ TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
     const TopkResult chunk = TopkSelect(context, scores, windows, topk);
     Copy(context, chunk.ids_TK, result.ids_TK.Rows(begin, end));
     Copy(context, chunk.ties_T, result.ties_T.Rows(begin, end));
-    const int32_t nan_row = chunk.nan_row_1.data<int32_t>()[0];
-    int32_t& first = result.nan_row_1.data<int32_t>()[0];
-    if (nan_row >= 0 && first < 0) first = static_cast<int32_t>(begin) + nan_row;
+    KeepFirstNanRow(context, chunk.nan_row_1, begin, result.nan_row_1);
   }
   return result;
 }
