@@ -62,15 +62,4 @@ std::string ProgramString(const Program& program) {
   });
 }
 
-Program MakeSingleStageProgram(int num_microbatches, bool forward_only) {
-  Program program;
-  for (int m = 0; m < num_microbatches; ++m) {
-    program.push_back({ActionKind::kForward, 0, m});
-    if (forward_only) continue;
-    program.push_back({ActionKind::kBackwardInput, 0, m});
-    program.push_back({ActionKind::kBackwardWeight, 0, m});
-  }
-  return program;
-}
-
 }  // namespace baleen

@@ -135,8 +135,4 @@ std::string ScheduleGrid(const Timeline& timeline, int max_slots);
 std::string ActionString(const Action& action);
 std::string ProgramString(const Program& program);  // joined by spaces
 
-// The program of a pipeline of one rank: each microbatch forward, input gradient, weight gradient,
-// so that one microbatch's activations are alive at a time. `forward_only` is the warm-up's.
-Program MakeSingleStageProgram(int num_microbatches, bool forward_only);
-
 }  // namespace baleen

@@ -40,15 +40,6 @@ TEST(PipelineEngine, RunsEveryPolicyOnOneRankWithoutMessages) {
   }
 }
 
-TEST(PipelineEngine, RunsTheSingleStageProgram) {
-  const Schedule schedule = {.spec = {.num_microbatches = 3},
-                             .part_rank = {0},
-                             .programs = {MakeSingleStageProgram(3, /*forward_only=*/false)}};
-  LinearWork work(1, 3);
-  RunAlone(schedule.programs[0], schedule.part_rank, work);
-  work.ExpectDone(schedule, 0);
-}
-
 TEST(PipelineEngine, ChecksWhatItMakesAndPassesRefusalsOn) {
   const auto checked = MakeCheckedSchedule({SchedulePolicy::k1F1B, 2, 1, 3, false});
   ASSERT_THAT(checked, testing::IsOk());

@@ -133,8 +133,12 @@ TEST(Flops, CountTheAttentionThatIsAskedFor) {
 }
 
 TEST(Schedule, OnePipelineRankDoesEachMicrobatchWhole) {
-  EXPECT_EQ(ProgramString(MakeSingleStageProgram(2, false)), "0F0 0B0 0W0 0F1 0B1 0W1");
-  EXPECT_EQ(ProgramString(MakeSingleStageProgram(2, true)), "0F0 0F1");
+  ScheduleSpec spec{.policy = SchedulePolicy::k1F1B, .num_microbatches = 2};
+  ASSERT_OK_AND_ASSIGN(const Schedule train, MakeSchedule(spec));
+  EXPECT_EQ(ProgramString(train.programs[0]), "0F0 0B0 0W0 0F1 0B1 0W1");
+  spec.forward_only = true;
+  ASSERT_OK_AND_ASSIGN(const Schedule forward, MakeSchedule(spec));
+  EXPECT_EQ(ProgramString(forward.programs[0]), "0F0 0F1");
 }
 
 TEST(Arguments, ReadFlagsInBothForms) {
