@@ -87,6 +87,27 @@ if(NOT BALEEN_CUDA STREQUAL "OFF")
     message(FATAL_ERROR "BALEEN_CUDA=ON, but ${missing}")
   endif()
 endif()
+# The headers of the cuDNN frontend (with cudnn.h) make dense attention fast. The Python wheel nvidia-cudnn-frontend puts
+# them into site-packages/include; launch/setup.sh --optional into build/third_party.
+set(BALEEN_HAVE_CUDNN_FRONTEND OFF)
+if(BALEEN_HAVE_CUDA)
+  find_program(BALEEN_PYTHON3 python3)
+  if(BALEEN_PYTHON3)
+    execute_process(COMMAND ${BALEEN_PYTHON3} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+                    OUTPUT_VARIABLE site_packages OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  endif()
+  find_path(CUDNN_FRONTEND_INCLUDE_DIR cudnn_frontend.h
+            HINTS ${CMAKE_SOURCE_DIR}/build/third_party/cudnn_frontend/include ENV CPATH ${site_packages}/include)
+  find_path(CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS} ENV CPATH
+            ${site_packages}/nvidia/cudnn/include)
+  if(CUDNN_FRONTEND_INCLUDE_DIR AND CUDNN_INCLUDE_DIR)
+    set(BALEEN_HAVE_CUDNN_FRONTEND ON)
+    message(STATUS "Baleen: dense attention by cuDNN (frontend in ${CUDNN_FRONTEND_INCLUDE_DIR})")
+  else()
+    message(STATUS "Baleen: dense attention by general kernels ONLY, many times slower: no "
+                   "cudnn_frontend.h or no cudnn.h; get them with: bash launch/setup.sh --optional")
+  endif()
+endif()
 if(BALEEN_CUDA STREQUAL "AUTO" AND NOT BALEEN_HAVE_CUDA)
   message(STATUS "Baleen: CUDA backend OFF: ${missing}")
 else()

@@ -6,6 +6,7 @@
 #   launch/demo.sh --dir DIR       somewhere else; what is there already is removed
 #   launch/demo.sh --quick         a few steps of each part: does it run, not does it learn
 #
+# With a binary built for GPUs it runs on four of them, or as one rank on one; else on the CPU.
 # BALEEN=PATH takes a ready binary and builds nothing; in a bundle (launch/bundle.sh) its own is taken.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
@@ -27,7 +28,13 @@ cd "$root"
 if [[ -z ${BALEEN:-} && -x $root/bin/baleen ]]; then BALEEN=$root/bin/baleen; fi
 baleen=${BALEEN:-$root/build/host/trainer/baleen}
 if [[ -z ${BALEEN:-} ]]; then bash launch/build.sh host baleen; fi
-run() { bash launch/mpirun.sh -np 4 "$baleen" "$@"; }
+# Four ranks; with GPUs, but fewer than four, one rank on one of them, so tiny.yaml's layouts do not apply.
+ranks=4 layout=()
+if has_nvidia_gpu && (($(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l) < ranks)); then
+  ranks=1
+  layout=(stages.0.parallelism.context=1 stages.1.parallelism.{tensor,pipeline,expert,context}=1)
+fi
+run() { bash launch/mpirun.sh -np "$ranks" "$baleen" "$@"; }
 
 # Real text: the kernel's C headers, which come with the C library. Every twelfth file is kept for validation.
 text() { find /usr/include/linux -name '*.h' -size +2k | LC_ALL=C sort; }
@@ -54,7 +61,7 @@ run train configs/run/tiny_dense.yaml "run.dir=$dir/dense" "${data[@]}" "stages.
 "$baleen" export "$dir/dense" --to "$dir/tiny-v31" --format v3.1 --dtype fp8
 
 part "V3.1 checkpoint -> indexer warm-up -> sparse training, one run file"
-run train configs/run/tiny.yaml "run.dir=$dir/sparse" "model.checkpoint=$dir/tiny-v31" "${data[@]}" \
+run train configs/run/tiny.yaml "run.dir=$dir/sparse" "model.checkpoint=$dir/tiny-v31" "${data[@]}" "${layout[@]}" \
   "stages.0.steps=$warm_steps" "stages.1.steps=$sparse_steps"
 "$baleen" export "$dir/sparse" --to "$dir/tiny-v32" --dtype fp8
 "$baleen" inspect "$dir/tiny-v32" >"$dir/tiny-v32.txt"
@@ -65,9 +72,9 @@ run train configs/run/tiny_control.yaml "run.dir=$dir/control" "model.checkpoint
 
 part "what the indexer is worth at the hand-over"
 handover=$(printf '%s/sparse/checkpoints/step-%08d' "$dir" "$warm_steps")
-run eval configs/run/tiny.yaml "run.dir=$dir/sparse" "model.checkpoint=$dir/tiny-v31" "${data[@]}" \
+run eval configs/run/tiny.yaml "run.dir=$dir/sparse" "model.checkpoint=$dir/tiny-v31" "${data[@]}" "${layout[@]}" \
   --checkpoint "$handover" --json >"$dir/handover.json"
-run eval configs/run/tiny.yaml "run.dir=$dir/sparse" "model.checkpoint=$dir/tiny-v31" "${data[@]}" \
+run eval configs/run/tiny.yaml "run.dir=$dir/sparse" "model.checkpoint=$dir/tiny-v31" "${data[@]}" "${layout[@]}" \
   --checkpoint "$dir/sparse" --json >"$dir/end.json"
 "$baleen" report "$dir/sparse" --compare "$dir/control"
 

@@ -3,7 +3,8 @@
 #
 #   launch/setup.sh             look, and install what is missing with apt-get (sudo where not root)
 #   launch/setup.sh --check     only look: exit 3 and a list when something is missing
-#   launch/setup.sh --optional  also what some tools use: clang-format and clang-tidy, h5dump, strace, clang
+#   launch/setup.sh --optional  also what some tools use: clang-format and clang-tidy, h5dump, strace, clang; and, where
+#                               nvcc is, the headers of the cuDNN frontend (fast dense attention) from their Python wheel
 #
 # Looking means to look for the command or header itself, so libraries built by hand count too: their prefixes in
 # CMAKE_PREFIX_PATH, their headers in CPATH.
@@ -38,10 +39,17 @@ hdf5-tools           | command:h5dump                   | looking into a trainin
 strace               | command:strace                   | fault injection by hand
 '
 
+# No Debian package has them, and a Debian 12 Python lets pip install nothing: the wheel is unpacked beside the builds.
+kFrontendWheel=nvidia-cudnn-frontend==1.32.0
+kFrontendHeader=header:cudnn_frontend.h
+frontend_folder=$root/build/third_party/cudnn_frontend
+
 # Folders in which the build would find a header.
 header_folders() {
   local prefix
   tr ':' '\n' <<<"${CPATH:-}:${CPLUS_INCLUDE_PATH:-}"
+  printf '%s\n' "$frontend_folder/include"
+  python3 -c "import sysconfig; print(sysconfig.get_path('purelib') + '/include')" 2>/dev/null || true
   for prefix in $(tr ':;' '  ' <<<"${CMAKE_PREFIX_PATH:-}") /usr/local /usr; do
     printf '%s\n' "$prefix/include" "$prefix/include/hdf5/serial" "$prefix"/lib/*-linux-gnu/openmpi/include
   done
@@ -108,12 +116,36 @@ install() {
   hash -r
 }
 
+# The headers of the cuDNN frontend, where a CUDA compiler could use them.
+get_frontend() {
+  local wheels
+  if ! have nvcc && [[ ! -x /usr/local/cuda/bin/nvcc ]]; then return 0; fi
+  mapfile -t folders < <(header_folders)
+  if is_there "$kFrontendHeader"; then return 0; fi
+  if [[ $check_only == yes ]]; then
+    die $kExitEnvironment "no ${kFrontendHeader#*:}: launch/setup.sh --optional gets it from the wheel $kFrontendWheel"
+  fi
+  say "unpacking the headers of $kFrontendWheel into $frontend_folder"
+  wheels=$(mktemp -d)
+  if ! python3 -m pip download --quiet --no-deps --only-binary=:all: --dest "$wheels" "$kFrontendWheel" >&2 ||
+    ! python3 -m zipfile -e "$wheels"/*.whl "$wheels/unpacked"; then
+    rm -rf "$wheels"
+    die $kExitEnvironment "pip could not get $kFrontendWheel (is python3-pip there?): put its include/ folder on CPATH \
+by hand, or build without: dense attention then runs on general kernels, many times slower"
+  fi
+  mkdir -p "$frontend_folder"
+  rm -rf "$frontend_folder/include"
+  mv "$wheels/unpacked/include" "$frontend_folder/include"
+  rm -rf "$wheels"
+}
+
 table=$kNeeded
 check_only=no
+optional=no
 for word in "$@"; do
   case $word in
     --check) check_only=yes ;;
-    --optional) table=$kNeeded$kOptional ;;
+    --optional) table=$kNeeded$kOptional optional=yes ;;
     -h | --help) print_help "${BASH_SOURCE[0]}" && exit 0 ;;
     *) die $kExitUsage "launch/setup.sh: unknown word '$word'; see launch/setup.sh --help" ;;
   esac
@@ -121,7 +153,10 @@ done
 
 mapfile -t folders < <(header_folders)
 find_missing "$table"
-if ((${#missing[@]} == 0)); then exit 0; fi
+if ((${#missing[@]} == 0)); then
+  if [[ $optional == yes ]]; then get_frontend; fi
+  exit 0
+fi
 say "missing:"
 printf '%s\n' "${reasons[@]}"
 if [[ $check_only == yes ]]; then die $kExitEnvironment "$(by_hand)"; fi
@@ -135,3 +170,4 @@ if ((${#missing[@]} > 0)); then
   die $kExitEnvironment "apt-get succeeded, but the above is still not found; is another copy first on PATH or CPATH?"
 fi
 say "installed ${#wanted[@]} packages"
+if [[ $optional == yes ]]; then get_frontend; fi

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
+#include "kernels/core/transfer.h"
 #include "kernels/ops/router.h"
 
 namespace baleen {
@@ -63,8 +64,9 @@ Tensor ReturnRows(const Context& context, const ExpertHop& hop, absl::string_vie
 // row_of_slot: slots sorted by their row.
 Tensor RowsOfSlots(const Context& context, const Permutation& send, const Tensor& values_TA) {
   const int64_t slots = values_TA.num_elements();
-  const Permutation inverse = BuildPermutation(context, send.row_of_slot_TA.Reshaped({slots, 1}), 0,
-                                               send.source_row_N.num_elements());
+  const int64_t rows = send.source_row_N.num_elements();
+  const Permutation inverse =
+      BuildPermutation(context, send.row_of_slot_TA.Reshaped({slots, 1}), 0, rows, rows);
   return GatherRows(context, values_TA.Reshaped({slots, 1}), inverse.source_row_N);
 }
 // Its mirror; 0 for a slot without a row.
@@ -120,20 +122,6 @@ Topology TopologyOf(const ExpertAxes& axes, int64_t num_experts) {
         << "nodes must be consecutive ranks of ep";
   }
   return topology;
-}
-
-// nodes_TM[t, m] = m where one of the token's experts is on node m, else -1.
-Tensor NodesOfTokens(const Context& context, const Topology& topology, const Tensor& ids_TA) {
-  const int64_t tokens = ids_TA.dim(0), A = ids_TA.dim(1), nodes = topology.nodes;
-  const int64_t node_experts = topology.experts / nodes;
-  const Tensor nodes_TM = context.Empty(DType::kI32, {tokens, nodes});
-  int32_t* const result = nodes_TM.data<int32_t>();
-  std::fill_n(result, nodes_TM.num_elements(), -1);
-  for (int64_t slot = 0; slot < ids_TA.num_elements(); ++slot) {
-    const int64_t node = ids_TA.data<int32_t>()[slot] / node_experts;
-    result[slot / A * nodes + node] = static_cast<int32_t>(node);
-  }
-  return nodes_TM;
 }
 
 struct Range {
@@ -231,7 +219,10 @@ class ExpertPlanner {
         ids_TA_(ids_TA),
         topology_(TopologyOf(axes, params.num_experts)) {
     CHECK_LE(ids_TA.dim(0), params.max_tokens) << params.label;
-    if (topology_.two_hops) nodes_TM_ = NodesOfTokens(context, topology_, ids_TA);
+    if (topology_.two_hops) {
+      nodes_TM_ =
+          GroupsOfTokens(context, ids_TA, topology_.nodes, topology_.experts / topology_.nodes);
+    }
   }
 
   ExpertPlan Make() {
@@ -265,25 +256,34 @@ class ExpertPlanner {
     return chunks;
   }
 
+  // One rank holds all experts: what it takes in is known without asking the device which.
+  CountTable CountsOfOneRank(int64_t chunks) const {
+    const Tensor counts =
+        Context::Cpu().Zeros(DType::kI64, {chunks, CountTable::Columns(topology_)});
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Range tokens = TokensOf({chunk, chunk + 1});
+      counts.data<int64_t>()[chunk * counts.dim(1)] =
+          (tokens.end - tokens.begin) * ids_TA_.dim(1);
+    }
+    return CountTable(topology_, chunks, counts);
+  }
+
   CountTable ExchangeCounts() {
     const int64_t chunks = CutChunks(), columns = CountTable::Columns(topology_);
+    if (topology_.ranks == 1) return CountsOfOneRank(chunks);
     const Tensor own = context_.Zeros(DType::kI64, {chunks, columns});
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const Range tokens = TokensOf({chunk, chunk + 1});
       CountExperts(context_, ids_TA_.Rows(tokens.begin, tokens.end),
                    own.Flat(chunk * columns, topology_.experts));
       if (!topology_.two_hops) continue;
-      int64_t* const of_node = own.data<int64_t>() + chunk * columns + topology_.experts;
-      const Tensor nodes = nodes_TM_.Rows(tokens.begin, tokens.end);
-      for (int64_t i = 0; i < nodes.num_elements(); ++i) {
-        const int32_t node = nodes.data<int32_t>()[i];
-        if (node >= 0) ++of_node[node];
-      }
+      CountExperts(context_, nodes_TM_.Rows(tokens.begin, tokens.end),
+                   own.Flat(chunk * columns + topology_.experts, topology_.nodes));
     }
-    if (topology_.ranks == 1) return CountTable(topology_, chunks, own);
     const Tensor whole = context_.Empty(DType::kI64, {topology_.ranks * chunks, columns});
     axes_.ep.AllGather(absl::StrCat(params_.label, " counts"), own, whole);
-    return CountTable(topology_, chunks, whole);
+    // The one wait for the device in a layer: how many rows go where decides what is allocated.
+    return CountTable(topology_, chunks, CopyToHost(context_, whole));
   }
 
   // Rows from rank s of the axis for local expert l come one behind the other: by source, expert,
@@ -291,7 +291,10 @@ class ExpertPlanner {
   void SetArrivals(const std::vector<std::vector<int64_t>>& rows_SL, ExpertHop& hop) const {
     hop.recv_rows.clear();
     for (const auto& of_source : rows_SL) hop.recv_rows.push_back(Sum(of_source));
-    const Tensor expert_N1 = context_.Empty(DType::kI32, {Sum(hop.recv_rows), 1});
+    const int64_t rows = Sum(hop.recv_rows);
+    const Context host =
+        context_.device().kind == DeviceKind::kCpu ? context_ : Context::Cpu();
+    const Tensor expert_N1 = host.Empty(DType::kI32, {rows, 1});
     int32_t* next = expert_N1.data<int32_t>();
     for (const auto& of_source : rows_SL) {
       for (size_t l = 0; l < of_source.size(); ++l) {
@@ -299,7 +302,8 @@ class ExpertPlanner {
       }
     }
     const int64_t experts = static_cast<int64_t>(rows_SL[0].size());
-    hop.arrivals = BuildPermutation(context_, expert_N1, 0, experts);
+    hop.arrivals =
+        BuildPermutation(context_, CopyToDevice(context_, expert_N1), 0, experts, rows);
     hop.sorted = experts == 1;
   }
 
@@ -307,14 +311,14 @@ class ExpertPlanner {
   ExpertHop MakeOuterHop(const CountTable& counts, Range chunks, Range tokens) const {
     ExpertHop hop;
     hop.axis = axes_.across;
-    hop.send =
-        BuildPermutation(context_, nodes_TM_.Rows(tokens.begin, tokens.end), 0, topology_.nodes);
     std::vector<std::vector<int64_t>> rows;
     for (int64_t node = 0; node < topology_.nodes; ++node) {
       hop.send_rows.push_back(counts.Tokens(topology_.rank, chunks, node));
       const int64_t source = node * topology_.node_size + topology_.place();
       rows.push_back({counts.Tokens(source, chunks, topology_.node())});
     }
+    hop.send = BuildPermutation(context_, nodes_TM_.Rows(tokens.begin, tokens.end), 0,
+                                topology_.nodes, Sum(hop.send_rows));
     SetArrivals(rows, hop);
     return hop;
   }
@@ -326,8 +330,6 @@ class ExpertPlanner {
     const int64_t first_rank = topology_.node() * size;
     ExpertHop hop;
     hop.axis = topology_.two_hops ? axes_.node : &axes_.ep;
-    hop.send = BuildPermutation(context_, ids_VA, first_rank * local, size * local);
-    if (size == 1) return hop;
     std::vector<std::vector<int64_t>> rows(size, std::vector<int64_t>(local, 0));
     hop.send_rows.assign(size, 0);
     for (int64_t place = 0; place < size; ++place) {
@@ -339,7 +341,9 @@ class ExpertPlanner {
         }
       }
     }
-    SetArrivals(rows, hop);
+    hop.send = BuildPermutation(context_, ids_VA, first_rank * local, size * local,
+                                Sum(hop.send_rows));
+    if (size > 1) SetArrivals(rows, hop);
     return hop;
   }
 

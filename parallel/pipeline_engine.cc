@@ -198,6 +198,7 @@ void RunPipeline(const Program& program, const std::vector<int>& part_rank, Comm
                                          << ", but " << pp.name() << " has " << pp.size();
   }
   Engine(part_rank, pp, work).Run(program);
+  pp.Join();  // what was sent may be overwritten from here on
 }
 
 absl::StatusOr<CheckedSchedule> MakeCheckedSchedule(const ScheduleSpec& spec) {

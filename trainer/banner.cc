@@ -2,13 +2,22 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <numeric>
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "kernels/core/cuda_context.h"
+#include "kernels/ops/attention.h"
+#include "kernels/ops/indexer_loss.h"
+#include "kernels/ops/indexer_scores.h"
+#include "kernels/ops/sparse_attention.h"
+#include "kernels/ops/topk_select.h"
 #include "nlohmann/json.hpp"
 #include "trainer/flops.h"
+#include "trainer/model/linear.h"
 #include "trainer/version.h"
 
 namespace baleen {
@@ -57,6 +66,80 @@ std::string LayoutText(TrainingStage& stage) {
   return text + "\n";
 }
 
+std::string DeviceText(TrainingStage& stage) {
+  const std::string dtype(DTypeName(stage.dtype()));
+  if constexpr (kHaveCuda) {
+    if (stage.context().device().kind == DeviceKind::kCuda) {
+      const CudaProperties& gpu = stage.context().cuda().properties();
+      return absl::StrCat("device    ", gpu.name, ", ", gpu.num_sms, " SMs, ",
+                          Bytes(gpu.total_bytes), "; activations and working weights ", dtype,
+                          ", sums, gradients and master weights F32\n");
+    }
+  }
+  return absl::StrCat("device    CPU, all in ", dtype, "\n");
+}
+
+// Which projections are multiplied in FP8, and which are not although the stage asks for it.
+std::string Fp8Text(TrainingStage& stage) {
+  std::vector<std::string> inside, outside;
+  for (const ProjectionKind& kind : ProjectionKinds(stage.parameters())) {
+    if (kind.fits) {
+      inside.push_back(kind.name);
+    } else {
+      outside.push_back(absl::StrCat(kind.name, " ", ShapeString(kind.shape)));
+    }
+  }
+  const std::string dtype(DTypeName(stage.dtype()));
+  return absl::StrCat(
+      "gemm      fp8_block", stage.context().device().kind == DeviceKind::kCpu ? " (simulated)" : "",
+      ", E4M3 with power-of-two scales, 1x128 (activations, gradients) and 128x128 (weights): ",
+      inside.empty() ? "none" : absl::StrJoin(inside, ", "), "\n          in ", dtype,
+      ": experts' weight gradients, kv_b_proj absorbed into sparse attention, indexer, eh_proj, "
+      "head",
+      outside.empty() ? ""
+                      : absl::StrCat("; widths that are no multiples of ", kFp8RowMultiple, ": ",
+                                     absl::StrJoin(outside, ", ")),
+      "; router's gate and sums F32\n");
+}
+
+// What runs on a GPU for this model's shapes: kernels are chosen by shape and dtype alone.
+std::string CudaKernelText(TrainingStage& stage) {
+  const ModelConfig& model = stage.model_config();
+  const ModelOptions& options = stage.recipe().options;
+  const DType dtype = stage.dtype();
+  const auto heads = model.num_attention_heads / stage.axes().tp->size();
+  std::string text;
+  if (options.attention == AttentionForm::kSparse) {
+    text = absl::StrCat("sparse attention: ",
+                        SparseAttentionKernelName(dtype, heads, model.latent_dim(),
+                                                  model.kv_lora_rank, model.index_topk));
+  } else if (options.attention == AttentionForm::kDense) {
+    // One sequence's causal rows, a chunk of them.
+    const int64_t rows = std::min(stage.config().data.seq_length, options.attention_chunk);
+    std::vector<int32_t> ends(rows);
+    std::iota(ends.begin(), ends.end(), 1);
+    text = absl::StrCat(
+        "attention: ",
+        AttentionKernelName(stage.context(), dtype, model.qk_head_dim(), model.v_head_dim,
+                            MakeKeyWindows(stage.context(), std::vector<int32_t>(rows, 0), ends)));
+  }
+  if (!stage.recipe().use_indexer) return text;
+  absl::StrAppend(
+      &text, "; indexer scores: ",
+      IndexerScoresKernelName(dtype, model.index_n_heads, model.index_head_dim), "; top-k: ",
+      TopkSelectKernelName());
+  if (options.indexer_loss == IndexerLossKind::kSparse) {
+    absl::StrAppend(&text, "; indexer loss: ",
+                    SparseIndexerLossKernelName(dtype, model.index_n_heads, model.index_head_dim,
+                                                model.index_topk));
+  } else if (options.indexer_loss == IndexerLossKind::kDense) {
+    absl::StrAppend(&text, "; indexer loss: ",
+                    DenseIndexerLossKernelName(dtype, model.index_n_heads, model.index_head_dim,
+                                               model.qk_head_dim()));
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string SourceSummaryText(const WeightSource& source) {
@@ -82,6 +165,7 @@ std::string StageBanner(TrainingStage& stage) {
   std::string text =
       absl::StrCat("stage     ", config.name, ": attention ", std::string(Name(config.attention)),
                    ", trains ", TrainedText(recipe), ", ", config.steps, " steps\n");
+  absl::StrAppend(&text, DeviceText(stage));
   absl::StrAppend(&text, "grid      ", stage.grid().DebugString(), "\n", LayoutText(stage));
   absl::StrAppend(&text, "batch     ", config.global_batch_size, " sequences x ",
                   config.data.seq_length, " = ", config.global_batch_size * config.data.seq_length,
@@ -94,8 +178,11 @@ std::string StageBanner(TrainingStage& stage) {
   absl::StrAppend(&text, "kernels   attention ", recipe.kernel, "; indexer ",
                   recipe.options.indexer_precision == IndexerPrecision::kFp8 ? "fp8 simulated"
                                                                              : "full precision",
-                  recipe.options.hadamard ? " with Hadamard" : "", "; all ops: CPU definitions, ",
-                  std::string(DTypeName(stage.dtype())), "\n");
+                  recipe.options.hadamard ? " with Hadamard" : "", "\n");
+  if (stage.context().device().kind == DeviceKind::kCuda) {
+    absl::StrAppend(&text, "          ", CudaKernelText(stage), "\n");
+  }
+  if (recipe.options.gemm == GemmKind::kFp8Block) absl::StrAppend(&text, Fp8Text(stage));
   absl::StrAppend(&text, "memory    this rank holds");
   for (const auto& [use, bytes] : stage.context().pool().Uses()) {
     absl::StrAppend(&text, " ", use, " ", Bytes(bytes.bytes), ";");

@@ -102,6 +102,28 @@ chosen at random or the last ones (what the indexer is worth); loss by position;
   KEY=VALUE           overrides of the run file
 )";
 
+const char kBenchHelp[] = R"(  baleen bench step configs/run/proxy_8k.yaml --stage sparse --ids near --json step.json
+  mpirun -n 2 baleen bench layer configs/run/proxy_8k.yaml --block dense parallelism.tensor=2
+
+How fast the stages of a run file are here, and where the time goes: step time, tokens/s, MFU, share of the matmul measured
+in the same call, peak memory by use, time of each phase and, on GPUs, of each kind of kernel (by CUPTI) and of the gaps;
+beside it what `baleen plan` says. Random weights and tokens; no checkpoint and no run directory is read or written.
+
+step    whole optimizer steps, as baleen train takes them
+layer   one block, forward and backward, phase by phase, without embedding, head and optimizer
+
+  --stage A,B      only these stages (default: all)
+  --block KIND     of layer: moe (default) or dense
+  --ids LIST       keys of sparse stages: indexer (default: what its random weights choose), near (neighbouring rows share
+                   most, as a trained indexer has it), random; each of the list is measured
+  --steps N        timed, the median counts (default 5)
+  --warmup N       before them (default 2)
+  --json FILE      all figures
+  --trace FILE     a timeline of the last measurement for chrome://tracing or Perfetto
+  --no-trace       without kernel times
+  KEY=VALUE        overrides of the run file: data.seq_length=64Ki, recompute=full
+)";
+
 const char kReportHelp[] = R"(  baleen report runs/tiny
   baleen report runs/tiny --to tiny.html --compare runs/control
 
@@ -126,6 +148,7 @@ const std::vector<Command>& AllCommands() {
        InspectCommand},
       {"data", "build token files from text", kDataHelp, DataCommand},
       {"config", "check, print or describe run files", kConfigHelp, ConfigCommand},
+      {"bench", "step time and where it goes, on this machine", kBenchHelp, BenchCommand},
       {"report", "write report.html of a run", kReportHelp, ReportCommand},
   };
   return *commands;

@@ -37,6 +37,7 @@ absl::Status InspectCommand(const Arguments& arguments, int* argc, char*** argv)
 absl::Status DataCommand(const Arguments& arguments, int* argc, char*** argv);
 absl::Status ConfigCommand(const Arguments& arguments, int* argc, char*** argv);
 absl::Status EvalCommand(const Arguments& arguments, int* argc, char*** argv);
+absl::Status BenchCommand(const Arguments& arguments, int* argc, char*** argv);
 absl::Status ReportCommand(const Arguments& arguments, int* argc, char*** argv);
 
 // All of them, in the order of the help.

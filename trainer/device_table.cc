@@ -12,19 +12,21 @@ constexpr int64_t kGiB = int64_t{1} << 30;
 // kernels/bench, H100 80GB HBM3: GEMM 8192^3, copy, and the kernels' results at 128K keys
 // (RESULTS_*.md). Ops without a kernel of their own yet run at the rate of their kind: attention in
 // the 192/128 form at 500 TF forward and 400 backward, grouped GEMM at 600.
-DeviceSpec H100(GemmPrecision gemm) {
+DeviceSpec H100() {
   DeviceSpec device;
   device.name = "h100";
   device.description =
-      "H100 80 GB: GEMM bf16 794 TF, fp8 1448 TF, copy 3.02 TB/s, sparse attention 520/342 TF, "
+      "H100 80 GB: GEMM bf16 794 TF, fp8 blocks 1150 TF, copy 3.02 TB/s, sparse attention 520/342 TF, "
       "indexer 680 TF (measured); dense attention 500/400 TF, grouped GEMM 600 TF, NVLink 360 GB/s "
       "in nodes of 8, network 40 GB/s a GPU, 20 us a call, 6 GiB for driver, NCCL and workspaces "
       "(assumed)";
   device.memory_bytes = int64_t{80} * 1'000'000'000 * 99 / 100;  // 79.2 GB: what CUDA offers
   device.reserved_bytes = 6 * kGiB;
-  device.matmul_flops = gemm == GemmPrecision::kFp8Block ? 1448e12 : 794e12;
+  device.matmul_flops = 794e12;
   device.op_flops = {
-      {"grouped_matmul", gemm == GemmPrecision::kFp8Block ? 1100e12 : 600e12},
+      {"grouped_matmul", 600e12},
+      {"fp8_matmul", 1150e12},  // 1160 to 1307 with weights, 850 to 1000 of their gradients
+      {"fp8_grouped_matmul", 1000e12},
       {"Attention", 500e12},
       {"AttentionBackward", 400e12},
       {"MaskedAttention", 400e12},
@@ -43,8 +45,8 @@ DeviceSpec H100(GemmPrecision gemm) {
   return device;
 }
 
-DeviceSpec H200(GemmPrecision gemm) {
-  DeviceSpec device = H100(gemm);
+DeviceSpec H200() {
+  DeviceSpec device = H100();
   device.name = "h200";
   device.description =
       "H200 141 GB: as h100 (same cores, GEMM 769 to 798 TF measured), copy 4.3 TB/s (measured)";
@@ -72,9 +74,9 @@ DeviceSpec Cpu() {
 
 }  // namespace
 
-absl::StatusOr<DeviceSpec> FindDevice(const std::string& name, GemmPrecision gemm) {
-  if (name == "h100") return H100(gemm);
-  if (name == "h200") return H200(gemm);
+absl::StatusOr<DeviceSpec> FindDevice(const std::string& name) {
+  if (name == "h100") return H100();
+  if (name == "h200") return H200();
   if (name == "cpu") return Cpu();
   return ConfigError("--gpu ", name, ": known are h100, h200 and cpu");
 }

@@ -29,7 +29,7 @@ struct DeviceSpec {
 };
 
 // h100, h200, cpu. ConfigError names those that there are.
-absl::StatusOr<DeviceSpec> FindDevice(const std::string& name, GemmPrecision gemm);
+absl::StatusOr<DeviceSpec> FindDevice(const std::string& name);
 std::string DefaultDevice(DeviceChoice choice);  // cuda: h100; else cpu
 
 }  // namespace baleen

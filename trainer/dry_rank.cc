@@ -55,7 +55,6 @@ class DryRank {
     rope_ = MakeModelRope(context_, request.model, request.dtype, request.stage.data.seq_length);
     optimizer_.emplace(context_, parameters_, request.stage.optimizer, request.recipe.trained,
                        axes_, *world_);
-    if (request.dtype == DType::kBF16) AddDeviceState();
     between_steps_ = context_.pool().Uses();
     total_between_steps_ = context_.pool().Total();
   }
@@ -80,22 +79,6 @@ class DryRank {
   }
 
  private:
-  // What a GPU holds beyond its bf16 weights (architecture, numbers): gradients are summed in fp32,
-  // AdamW works on fp32 master weights, its moments are fp32 or, by optimizer.moments, bf16. The
-  // CPU's buffers above are all of the weights' dtype.
-  void AddDeviceState() {
-    const auto add = [&](const char* use, int64_t bytes) {
-      device_state_.push_back(context_.pool().Allocate(bytes, use));
-    };
-    const int64_t moments = request_.stage.optimizer.moments == MomentsDType::kBf16 ? 2 : 4;
-    for (const ParameterGroup group : request_.recipe.trained) {
-      add("gradients", parameters_.buffer(group).grad.num_elements() * (4 - 2));
-    }
-    for (const OptimizerShard& shard : optimizer_->shards()) {
-      add("optimizer", shard.count * (4 + 2 * (moments - 2)));
-    }
-  }
-
   void MakeBatches() {
     const Tensor counts = context_.Zeros(DType::kI64, {4});
     const BytesByUse before = HeldBytes(context_.pool());
@@ -202,11 +185,6 @@ class DryRank {
     optimizer_->ComputeNorms();
     optimizer_->Update(request_.stage.optimizer.lr, 1);
     optimizer_->GatherParameters();
-    if (request_.dtype == DType::kBF16) {
-      for (auto& [key, count] : log_.counts) {
-        if (key.label == "gradients") count.bytes_sent *= 2;  // fp32
-      }
-    }
     update_ = {counter_, log_};
     AddMessages(before, 1, log_);
     peaks_.Take();
@@ -246,7 +224,7 @@ class DryRank {
   std::optional<Model> model_;
   RopeTable rope_;
   std::optional<Optimizer> optimizer_;
-  std::vector<std::shared_ptr<Storage>> device_state_, other_batches_;
+  std::vector<std::shared_ptr<Storage>> other_batches_;
   std::vector<Batch> batches_;
   Peaks peaks_;
   std::map<std::string, MemoryUse> between_steps_;

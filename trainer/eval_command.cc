@@ -11,6 +11,7 @@
 #include "trainer/arguments.h"
 #include "trainer/checkpoint_path.h"
 #include "trainer/commands.h"
+#include "trainer/run_device.h"
 #include "trainer/step.h"
 #include "trainer/train_state.h"
 
@@ -141,8 +142,9 @@ absl::Status Eval(const Arguments& arguments, MpiRuntime& mpi) {
   }
   ASSIGN_OR_RETURN(const WeightSource source,
                    WeightSource::Open(config.model, stage_config.dsa, config.run.seed));
-  ASSIGN_OR_RETURN(const auto stage,
-                   TrainingStage::Make(config.run, stage_config, source.config(), world));
+  ASSIGN_OR_RETURN(RunDevice device, RunDevice::Start(config.run.device, mpi));
+  ASSIGN_OR_RETURN(const auto stage, TrainingStage::Make(config.run, stage_config, source.config(),
+                                                         device.world(), device.context()));
   ChangedParameters changed;
   RETURN_IF_ERROR(
       Agree(world, LoadStage(*stage, source, state ? &*state : nullptr, false, changed)));

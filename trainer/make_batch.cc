@@ -38,7 +38,7 @@ Batch MakeBatch(const Context& context, const Microbatch& microbatch, const RowS
   batch.mtp_tokens_G = IntTensor(context, Pick(microbatch.mtp_tokens, group));
   batch.mtp_targets_G = IntTensor(context, Pick(microbatch.mtp_targets, group));
   batch.positions_G = IntTensor(context, batch.host.position_G);
-  batch.windows_G = {IntTensor(context, batch.host.key_begin_G), IntTensor(context, ends)};
+  batch.windows_G = MakeKeyWindows(context, batch.host.key_begin_G, ends);
 
   const int64_t rows = static_cast<int64_t>(group.size()) / share.tp_size;
   const int64_t begin = share.tp_rank * rows;
@@ -47,7 +47,7 @@ Batch MakeBatch(const Context& context, const Microbatch& microbatch, const RowS
   batch.row_R = own(IntTensor(context, group));
   batch.sequence_R = own(IntTensor(context, sequences));
   batch.positions_R = own(batch.positions_G);
-  batch.windows_R = {own(batch.windows_G.begin_T), own(batch.windows_G.end_T)};
+  batch.windows_R = batch.windows_G.Rows(begin, begin + rows);
   if (share.size() == 1) return batch;
 
   std::vector<int32_t> key_of_place;

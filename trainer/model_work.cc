@@ -2,15 +2,15 @@
 
 namespace baleen {
 
-GradientsReady ModelWork::ReadyAfter(int part) {
-  return ++formed_[part] == batches_.size() ? ready_ : nullptr;
+GradientsReady ModelWork::ReadyAfter(std::map<int, size_t>& formed, int part) const {
+  return ++formed[part] == batches_.size() ? ready_ : nullptr;
 }
 
 Tensor ModelWork::Forward(int part, int microbatch, const Tensor& x) {
   const ModelPart& model = model_.part(part);
   const Batch& batch = batches_[microbatch];
   if (kind_ == PassKind::kWarmUp)
-    return model.WarmUp(context_, batch, pass_, x, stats_, ReadyAfter(part));
+    return model.WarmUp(context_, batch, pass_, x, stats_, ReadyAfter(formed_, part));
   ModelPart::Saved saved;
   const Tensor y = model.Forward(context_, batch, pass_, x, stats_, saved);
   if (read_losses_ && model.layers().last) read_losses_(batch, saved.lm_loss_R);
@@ -19,13 +19,15 @@ Tensor ModelWork::Forward(int part, int microbatch, const Tensor& x) {
 }
 
 Tensor ModelWork::BackwardInput(int part, int microbatch, const Tensor& dy) {
-  return model_.part(part).BackwardInput(context_, batches_[microbatch], pass_, dy,
-                                         SavedOf(part, microbatch));
+  const bool weights = context_.options.weights_with_input;
+  return model_.part(part).BackwardInput(context_, batches_[microbatch], pass_, dy, stats_,
+                                         SavedOf(part, microbatch),
+                                         weights ? ReadyAfter(blocks_formed_, part) : nullptr);
 }
 
 void ModelWork::BackwardWeight(int part, int microbatch) {
   model_.part(part).BackwardWeight(context_, batches_[microbatch], pass_, stats_,
-                                   SavedOf(part, microbatch), ReadyAfter(part));
+                                   SavedOf(part, microbatch), ReadyAfter(formed_, part));
   saved_.erase({part, microbatch});
 }
 

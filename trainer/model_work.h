@@ -54,11 +54,12 @@ class ModelWork : public PipelineWork {
   PassKind kind_;
   StepStats& stats_;
   // `ready_` for the last of the microbatches whose gradients this part forms, else nothing.
-  GradientsReady ReadyAfter(int part);
+  GradientsReady ReadyAfter(std::map<int, size_t>& formed, int part) const;
 
   LossReader read_losses_;
   GradientsReady ready_;
   std::map<int, size_t> formed_;  // by part: microbatches whose gradients are formed
+  std::map<int, size_t> blocks_formed_;  // the same of the blocks, where the backward forms them
   std::map<std::pair<int, int>, ModelPart::Saved> saved_;  // by (part, microbatch)
 };
 

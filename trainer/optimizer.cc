@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/core/transfer.h"
 #include "kernels/ops/adamw.h"
@@ -9,6 +10,46 @@
 #include "kernels/ops/reduce.h"
 
 namespace baleen {
+namespace {
+
+// Where two ranges of elements meet; empty (count <= 0) where they do not.
+struct Overlap {
+  int64_t begin = 0, end = 0;
+  int64_t count() const { return end - begin; }
+};
+Overlap Meet(int64_t a_begin, int64_t a_count, int64_t b_begin, int64_t b_count) {
+  return {std::max(a_begin, b_begin), std::min(a_begin + a_count, b_begin + b_count)};
+}
+
+// The share's ranges of one weight decay: vectors have none, and padding needs none.
+struct DecayRanges {
+  std::vector<int64_t> begin;
+  std::vector<double> decay;
+};
+DecayRanges RangesOf(const ParameterStore& parameters, const OptimizerShard& shard,
+                     double weight_decay) {
+  DecayRanges ranges;
+  const auto add = [&](int64_t begin, double decay) {
+    if (!ranges.decay.empty() && ranges.decay.back() == decay) return;
+    ranges.begin.push_back(begin);
+    ranges.decay.push_back(decay);
+  };
+  int64_t end = 0;
+  for (const int id : parameters.buckets()[shard.bucket].parameters) {
+    const Parameter& parameter = parameters.at(id);
+    const Overlap own =
+        Meet(parameter.begin, parameter.value.num_elements(), shard.begin, shard.count);
+    if (own.count() <= 0) continue;
+    if (own.begin - shard.begin > end) add(end, 0);
+    add(own.begin - shard.begin, parameter.weight_decay ? weight_decay : 0);
+    end = own.end - shard.begin;
+  }
+  if (end < shard.count) add(end, 0);
+  ranges.begin.push_back(shard.count);
+  return ranges;
+}
+
+}  // namespace
 
 Optimizer::Optimizer(Context& context, const ParameterStore& parameters,
                      const OptimizerConfig& config, const std::vector<ParameterGroup>& trained,
@@ -19,61 +60,106 @@ Optimizer::Optimizer(Context& context, const ParameterStore& parameters,
   const std::vector<Bucket>& buckets = parameters.buckets();
   for (size_t index = 0; index < buckets.size(); ++index) {
     const Bucket& bucket = buckets[index];
-    const ParameterGroup group = bucket.group;
-    if (std::find(trained.begin(), trained.end(), group) == trained.end()) continue;
-    const DType dtype = parameters.buffer(group).value.dtype();
+    const Tensor& values = parameters.buffer(bucket.group).value;
     OptimizerShard shard;
-    shard.group = group;
-    shard.axis = &AxisOf(group, grid);
+    shard.group = bucket.group;
+    shard.axis = &AxisOf(bucket.group, grid);
     shard.bucket = static_cast<int>(index);
     CHECK_EQ(bucket.count % shard.axis->size(), 0);
     shard.count = bucket.count / shard.axis->size();
     shard.begin = bucket.begin + shard.count * shard.axis->rank();
-    shard.m = context.Zeros(dtype, {shard.count});
-    shard.v = context.Zeros(dtype, {shard.count});
-    for (const int id : bucket.parameters)
-      shard_of_parameter_[id] = static_cast<int>(shards_.size());
-    shards_.push_back(shard);
-    Clip& clip = ClipOf(group);
-    if (clip.used) continue;
-    clip.used = true;
-    clip.max_norm =
-        group == ParameterGroup::kIndexer ? config.clip_grad.indexer : config.clip_grad.main;
-    clip.sum_of_squares_1 = context.Zeros(DType::kF64, {1});
-    clip.control_2 = context.Zeros(dtype, {2});
+    const bool rounded = values.dtype() != StatisticsOf(values.dtype());
+    if (!rounded) shard.master = values.Flat(shard.begin, shard.count);
+    if (std::find(trained.begin(), trained.end(), bucket.group) != trained.end()) {
+      if (rounded) shard.master = context.Zeros(StatisticsOf(values.dtype()), {shard.count});
+      AddTrainingState(shard);
+    }
+    for (const int id : bucket.parameters) shard_of_parameter_[id] = shard.bucket;
+    shards_.push_back(std::move(shard));
   }
+  missing_.assign(shards_.size(), 0);
+}
+
+void Optimizer::AddTrainingState(OptimizerShard& shard) {
+  const DType dtype = shard.master.dtype();
+  const DType moments = config_.moments == MomentsDType::kBf16 ? DType::kBF16 : dtype;
+  shard.m = context_.Zeros(moments, {shard.count});
+  shard.v = context_.Zeros(moments, {shard.count});
+  const DecayRanges ranges = RangesOf(parameters_, shard, config_.weight_decay);
+  const Context host = context_.device().kind == DeviceKind::kCpu ? context_ : Context::Cpu();
+  const Tensor begin = host.Empty(DType::kI64, {static_cast<int64_t>(ranges.begin.size())});
+  std::memcpy(begin.raw(), ranges.begin.data(), static_cast<size_t>(begin.bytes()));
+  const Tensor decay = host.Empty(dtype, {static_cast<int64_t>(ranges.decay.size())});
+  for (size_t n = 0; n < ranges.decay.size(); ++n) {
+    if (dtype == DType::kF64) {
+      decay.data<double>()[n] = ranges.decay[n];
+    } else {
+      decay.data<float>()[n] = static_cast<float>(ranges.decay[n]);
+    }
+  }
+  shard.decay_begin_N1 = CopyToDevice(context_, begin);
+  shard.decay_N = CopyToDevice(context_, decay);
+  Clip& clip = ClipOf(shard.group);
+  if (clip.used) return;
+  clip.used = true;
+  clip.max_norm =
+      shard.group == ParameterGroup::kIndexer ? config_.clip_grad.indexer : config_.clip_grad.main;
+  clip.sum_of_squares_1 = context_.Zeros(DType::kF64, {1});
+  clip.control_2 = context_.Zeros(dtype, {2});
+}
+
+void Optimizer::SetValues(int id, int64_t first, const Tensor& values, Origin origin) {
+  const Parameter& parameter = parameters_.at(id);
+  const int64_t count = values.num_elements(), begin = parameter.begin + first;
+  const Tensor& buffer = parameters_.buffer(parameter.group).value;
+  CHECK(values.dtype() == StatisticsOf(buffer.dtype()) && values.device() == Device{} &&
+        first + count <= parameter.value.num_elements())
+      << parameter.name << " from " << first << ": " << values.DebugString();
+  const Tensor on_device = CopyToDevice(context_, values.Reshaped({count}));
+  Copy(context_, InDtype(context_, on_device, buffer.dtype()), buffer.Flat(begin, count));
+  OptimizerShard& shard = shards_[shard_of_parameter_[id]];
+  if (buffer.dtype() == values.dtype()) return;  // the master is that range itself
+  const Overlap own = Meet(begin, count, shard.begin, shard.count);
+  if (own.count() <= 0) return;
+  if (shard.master.empty()) {
+    if (origin == Origin::kSource) return;
+    shard.master = Context::Cpu().Zeros(values.dtype(), {shard.count});
+  }
+  Transfer(context_, values.Reshaped({count}).Flat(own.begin - begin, own.count()),
+           shard.master.Flat(own.begin - shard.begin, own.count()));
 }
 
 void Optimizer::ZeroGradients() {
-  missing_.clear();
   for (const OptimizerShard& shard : shards_) {
+    if (!shard.trains()) continue;
     const Bucket& bucket = parameters_.buckets()[shard.bucket];
     FillZero(context_, parameters_.buffer(shard.group).grad.Flat(bucket.begin, bucket.count));
-    missing_.push_back(static_cast<int>(bucket.parameters.size()));
+    missing_[shard.bucket] = static_cast<int>(bucket.parameters.size());
   }
 }
 
 void Optimizer::GradientsReady(int first, int end) {
   for (int id = first; id < end; ++id) {
-    const int shard = shard_of_parameter_[id];
-    if (shard < 0 || shards_[shard].group == ParameterGroup::kEmbedding) continue;
-    if (--missing_[shard] == 0) Reduce(shard);
+    OptimizerShard& shard = shards_[shard_of_parameter_[id]];
+    if (!shard.trains() || shard.group == ParameterGroup::kEmbedding) continue;
+    if (--missing_[shard.bucket] == 0) Reduce(shard);
   }
 }
 
-void Optimizer::Reduce(size_t index) {
-  const OptimizerShard& shard = shards_[index];
+void Optimizer::Reduce(OptimizerShard& shard) {
   const Bucket& bucket = parameters_.buckets()[shard.bucket];
   const Tensor& grad = parameters_.buffer(shard.group).grad;
+  shard.axis->Fork();  // the backward goes on beside it
   shard.axis->ReduceScatter("gradients", grad.Flat(bucket.begin, bucket.count),
                             grad.Flat(shard.begin, shard.count));
-  missing_[index] = 0;
+  missing_[shard.bucket] = 0;
 }
 
 void Optimizer::ReduceGradients() {
-  for (size_t index = 0; index < shards_.size(); ++index) {
-    if (missing_[index] > 0) Reduce(index);
+  for (OptimizerShard& shard : shards_) {
+    if (missing_[shard.bucket] > 0) Reduce(shard);
   }
+  for (OptimizerShard& shard : shards_) shard.axis->Join();
 }
 
 void Optimizer::ComputeNorms() {
@@ -81,6 +167,7 @@ void Optimizer::ComputeNorms() {
     if (clip.used) FillZero(context_, clip.sum_of_squares_1);
   }
   for (const OptimizerShard& shard : shards_) {
+    if (!shard.trains()) continue;
     AddSumOfSquares(context_, parameters_.buffer(shard.group).grad.Flat(shard.begin, shard.count),
                     ClipOf(shard.group).sum_of_squares_1);
   }
@@ -98,32 +185,31 @@ void Optimizer::ComputeNorms() {
 }
 
 void Optimizer::Update(double lr, int64_t step) {
-  AdamwParams params{.lr = lr,
-                     .beta1 = config_.betas[0],
-                     .beta2 = config_.betas[1],
-                     .eps = config_.eps,
-                     .weight_decay = 0,
-                     .step = step};
+  const AdamwParams params{.lr = lr,
+                           .beta1 = config_.betas[0],
+                           .beta2 = config_.betas[1],
+                           .eps = config_.eps,
+                           .weight_decay = 0,  // by range
+                           .step = step};
   for (const OptimizerShard& shard : shards_) {
+    if (!shard.trains()) continue;
     const FlatBuffer& buffer = parameters_.buffer(shard.group);
-    const Tensor& control = ClipOf(shard.group).control_2;
-    for (const int id : parameters_.buckets()[shard.bucket].parameters) {
-      const Parameter& parameter = parameters_.at(id);
-      const int64_t begin = std::max(parameter.begin, shard.begin);
-      const int64_t end =
-          std::min(parameter.begin + parameter.value.num_elements(), shard.begin + shard.count);
-      if (begin >= end) continue;
-      params.weight_decay = parameter.weight_decay ? config_.weight_decay : 0;
-      AdamwUpdate(context_, params, buffer.value.Flat(begin, end - begin),
-                  buffer.grad.Flat(begin, end - begin),
-                  shard.m.Flat(begin - shard.begin, end - begin),
-                  shard.v.Flat(begin - shard.begin, end - begin), control);
-    }
+    const bool rounded = buffer.value.dtype() != shard.master.dtype();
+    AdamwUpdate(context_, params,
+                {.param = shard.master,
+                 .grad = buffer.grad.Flat(shard.begin, shard.count),
+                 .m = shard.m,
+                 .v = shard.v,
+                 .working = rounded ? buffer.value.Flat(shard.begin, shard.count) : Tensor(),
+                 .decay_begin_N1 = shard.decay_begin_N1,
+                 .decay_N = shard.decay_N},
+                ClipOf(shard.group).control_2);
   }
 }
 
 void Optimizer::GatherParameters() {
   for (const OptimizerShard& shard : shards_) {
+    if (!shard.trains()) continue;
     const Bucket& bucket = parameters_.buckets()[shard.bucket];
     const Tensor& value = parameters_.buffer(shard.group).value;
     shard.axis->AllGather("parameters", value.Flat(shard.begin, shard.count),

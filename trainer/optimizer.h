@@ -1,5 +1,5 @@
-// ZeRO-1 AdamW: every rank of a group's axis keeps the moments of its even share of each bucket of
-// the flat buffers (parameter_store.h).
+// ZeRO-1 AdamW: every rank of a group's axis keeps the master weights and moments of its even share
+// of each bucket of the flat buffers (parameter_store.h).
 //
 //   GradientsReady    a bucket is reduce-scattered as soon as all its gradients are complete, while
 //                     the backward of other layers still runs
@@ -28,7 +28,15 @@ struct OptimizerShard {
   int bucket = 0;                // of ParameterStore::buckets()
   int64_t begin = 0;
   int64_t count = 0;
-  Tensor m, v;
+  // The weights as they are updated and saved, kF32 (kF64 for kF64 buffers): the range of the
+  // group's buffer itself, or beside bf16 buffers a tensor of its own. Of a frozen bf16 group: in
+  // host memory, and only once SetValues was told to keep them (an earlier stage trained them).
+  Tensor master;
+  Tensor m, v;  // empty while frozen
+  // Weight decay of the ranges of the share, as AdamwTensors has it.
+  Tensor decay_begin_N1, decay_N;
+
+  bool trains() const { return !m.empty(); }
 };
 
 enum class ClipGroup : uint8_t { kMain, kIndexer };
@@ -38,6 +46,13 @@ class Optimizer {
   Optimizer(Context& context, const ParameterStore& parameters, const OptimizerConfig& config,
             const std::vector<ParameterGroup>& trained, const GridCommunicators& grid,
             Communicator& world);
+
+  // Elements first .. of a parameter's box become `values` (flat, kF32 or kF64 as the masters are,
+  // in host memory): the model's copy and, where they are in the rank's share, the masters.
+  // kChanged: an earlier stage of the run changed them, so their masters are kept also while they
+  // are frozen.
+  enum class Origin : uint8_t { kSource, kChanged };
+  void SetValues(int parameter, int64_t first, const Tensor& values, Origin origin);
 
   void ZeroGradients();
   // Parameters first .. end - 1 (ids) get no further gradient in this step. Every rank of an axis
@@ -56,6 +71,7 @@ class Optimizer {
   // The last update was skipped because a gradient was not finite.
   bool skipped() const;
 
+  // One of each bucket, frozen ones too, in the order of ParameterStore::buckets().
   const std::vector<OptimizerShard>& shards() const { return shards_; }
 
  private:
@@ -65,7 +81,8 @@ class Optimizer {
     Tensor sum_of_squares_1;  // kF64
     Tensor control_2;
   };
-  void Reduce(size_t shard);
+  void AddTrainingState(OptimizerShard& shard);
+  void Reduce(OptimizerShard& shard);
   Clip& ClipOf(ParameterGroup group) { return clips_[group == ParameterGroup::kIndexer ? 1 : 0]; }
 
   Context& context_;
@@ -73,8 +90,8 @@ class Optimizer {
   OptimizerConfig config_;
   Communicator& world_;
   std::vector<OptimizerShard> shards_;
-  std::vector<int> shard_of_parameter_;  // index into shards_, -1: frozen
-  std::vector<int> missing_;             // by shard: parameters whose gradients are not complete
+  std::vector<int> shard_of_parameter_;
+  std::vector<int> missing_;  // by shard: parameters whose gradients are not complete
   std::array<Clip, 2> clips_;
 };
 

@@ -10,18 +10,8 @@
 namespace baleen {
 namespace {
 
-DType ComputeDType(const PrecisionConfig& precision, const DeviceSpec& device) {
-  switch (precision.compute) {
-    case Compute::kFp64:
-      return DType::kF64;
-    case Compute::kFp32:
-      return DType::kF32;
-    case Compute::kBf16:
-      return DType::kBF16;
-    case Compute::kAuto:
-      break;
-  }
-  return device.name == "cpu" ? DType::kF32 : DType::kBF16;
+DeviceKind DeviceOf(const PlanRequest& request) {
+  return request.device.name == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda;
 }
 
 // All that precedes the dry runs.
@@ -36,10 +26,10 @@ absl::StatusOr<StagePlan> OpenPlan(const PlanRequest& request) {
         "stage '", request.stage.name, "': data.seq_length = ", request.stage.data.seq_length,
         " is more than the model's max_position_embeddings = ", model.max_position_embeddings);
   }
-  ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(request.stage, model));
+  ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(request.stage, model, DeviceOf(request)));
   ASSIGN_OR_RETURN(plan.layout,
                    MakeStageLayout(request.stage, model, plan.recipe, request.world_size));
-  plan.dtype = ComputeDType(request.stage.precision, request.device);
+  plan.dtype = ComputeDType(request.stage.precision, DeviceOf(request));
   return plan;
 }
 

@@ -84,7 +84,7 @@ absl::Status PlanCommand(const Arguments& arguments, int*, char***) {
   std::vector<StagePlan> plans;
   absl::Status status;
   for (const StageConfig& stage : config.stages) {
-    ASSIGN_OR_RETURN(const DeviceSpec device, FindDevice(gpu, stage.precision.gemm));
+    ASSIGN_OR_RETURN(const DeviceSpec device, FindDevice(gpu));
     const PlanRequest request{stage, model, static_cast<int>(world), device};
     if (!json && &stage == &config.stages[0]) {
       Print(absl::StrCat(loaded.path, " on ", world, " ranks\ndevice    ", device.description, "\n",

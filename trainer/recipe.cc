@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "kernels/ops/attention_speed.h"
 
 namespace baleen {
 
@@ -14,6 +15,20 @@ ModelConfig EffectiveModel(const ModelConfig& model, const DsaConfig& dsa) {
   return effective;
 }
 
+DType ComputeDType(const PrecisionConfig& precision, DeviceKind device) {
+  switch (precision.compute) {
+    case Compute::kFp64:
+      return DType::kF64;
+    case Compute::kFp32:
+      return DType::kF32;
+    case Compute::kBf16:
+      return DType::kBF16;
+    case Compute::kAuto:
+      break;
+  }
+  return device == DeviceKind::kCuda ? DType::kBF16 : DType::kF32;
+}
+
 AttentionCost SelectedAttentionCost(const ModelConfig& model, int64_t seq_length) {
   const double mean_keys = static_cast<double>(seq_length + 1) / 2;
   const double selected = std::min(mean_keys, static_cast<double>(model.index_topk));
@@ -21,13 +36,41 @@ AttentionCost SelectedAttentionCost(const ModelConfig& model, int64_t seq_length
           .sparse = selected * static_cast<double>(model.latent_dim() + model.kv_lora_rank)};
 }
 
+AttentionCost SelectedAttentionCostOnGpu(const ModelConfig& model, int64_t seq_length,
+                                         int64_t heads, DType dtype) {
+  const double mean_keys = static_cast<double>(seq_length + 1) / 2;
+  const double selected = std::min(mean_keys, static_cast<double>(model.index_topk));
+  // FLOP over TFLOP/s are microseconds times 1e-6.
+  const auto microseconds = [&](double keys, int64_t width, int64_t value_dim,
+                                const AttentionSpeed& speed) {
+    const double pairs = 2 * keys * static_cast<double>(heads);
+    const double forward = pairs * static_cast<double>(width + value_dim);
+    const double backward = pairs * static_cast<double>(3 * width + 2 * value_dim);
+    return 1e-6 * (forward / speed.forward + backward / speed.backward);
+  };
+  return {.masked_dense = microseconds(mean_keys, model.qk_head_dim(), model.v_head_dim,
+                                       MaskedAttentionSpeed()),
+          .sparse = microseconds(selected, model.latent_dim(), model.kv_lora_rank,
+                                 SparseAttentionSpeed(dtype, heads, model.latent_dim(),
+                                                      model.kv_lora_rank, model.index_topk))};
+}
+
 namespace {
 
-AttentionForm ChooseForm(const StageConfig& stage, const ModelConfig& model, std::string& why) {
-  const AttentionCost cost = SelectedAttentionCost(model, stage.data.seq_length);
+AttentionForm ChooseForm(const StageConfig& stage, const ModelConfig& model, DeviceKind device,
+                         std::string& why) {
+  const bool gpu = device == DeviceKind::kCuda;
+  const AttentionCost cost =
+      gpu ? SelectedAttentionCostOnGpu(
+                model, stage.data.seq_length,
+                std::max<int64_t>(1, model.num_attention_heads / stage.parallelism.tensor),
+                ComputeDType(stage.precision, device))
+          : SelectedAttentionCost(model, stage.data.seq_length);
   const bool sparse_is_cheaper = cost.sparse <= cost.masked_dense;
-  const std::string numbers = absl::StrFormat(
-      "%.0f multiply-adds a row and head absorbed, %.0f masked", cost.sparse, cost.masked_dense);
+  const std::string numbers =
+      gpu ? absl::StrFormat("%.3g us a row absorbed, %.3g masked", cost.sparse, cost.masked_dense)
+          : absl::StrFormat("%.0f multiply-adds a row and head absorbed, %.0f masked", cost.sparse,
+                            cost.masked_dense);
   switch (stage.dsa.kernel) {
     case AttentionKernel::kSparse:
       why = absl::StrCat("sparse (asked for; ", numbers, ")");
@@ -40,6 +83,15 @@ AttentionForm ChooseForm(const StageConfig& stage, const ModelConfig& model, std
   }
   why = absl::StrCat(sparse_is_cheaper ? "sparse" : "masked_dense", " (auto: ", numbers, ")");
   return sparse_is_cheaper ? AttentionForm::kSparse : AttentionForm::kMaskedDense;
+}
+
+// Where the schedule takes both backward actions of a microbatch at once. On several pipeline ranks
+// the gradient of the input leaves first, unless a full recompute would hold every block for that.
+bool WeightsWithInput(const StageConfig& stage) {
+  const ScheduleName schedule = stage.parallelism.schedule;
+  const bool together = schedule == ScheduleName::kGpipe || schedule == ScheduleName::k1F1B ||
+                        schedule == ScheduleName::kInterleaved;
+  return together && (stage.parallelism.pipeline == 1 || stage.recompute == Recompute::kFull);
 }
 
 RecomputeMode Mode(Recompute recompute) {
@@ -56,7 +108,8 @@ RecomputeMode Mode(Recompute recompute) {
 
 }  // namespace
 
-absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& model) {
+absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& model,
+                                  DeviceKind device) {
   const bool sparse = stage.attention == AttentionMode::kSparse;
   const bool all = stage.train == TrainMode::kAll;
   if (sparse && !all) {
@@ -70,10 +123,13 @@ absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& m
   recipe.options.indexer_precision = stage.dsa.indexer_dtype == IndexerDType::kFp8
                                          ? IndexerPrecision::kFp8
                                          : IndexerPrecision::kFull;
+  recipe.options.gemm = stage.precision.gemm == GemmPrecision::kFp8Block ? GemmKind::kFp8Block
+                                                                         : GemmKind::kCompute;
   recipe.options.recompute = Mode(stage.recompute);
+  recipe.options.weights_with_input = WeightsWithInput(stage);
   recipe.kernel = "dense";
   if (sparse) {
-    recipe.options.attention = ChooseForm(stage, model, recipe.kernel);
+    recipe.options.attention = ChooseForm(stage, model, device, recipe.kernel);
     recipe.options.indexer_loss = IndexerLossKind::kSparse;
     recipe.trained = {ParameterGroup::kMain, ParameterGroup::kTensor, ParameterGroup::kEmbedding,
                       ParameterGroup::kExpert, ParameterGroup::kIndexer};

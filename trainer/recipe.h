@@ -26,19 +26,29 @@ struct Recipe {
 
 // The three recipes: (dense, indexer) = warm-up, (sparse, all), (dense, all). ConfigError for
 // (sparse, indexer).
-absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& model);
+absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& model,
+                                  DeviceKind device = DeviceKind::kCpu);
 
 // The model of a stage: the checkpoint's sizes, with the `dsa` section's where it overrides or the
 // checkpoint has none.
 ModelConfig EffectiveModel(const ModelConfig& model, const DsaConfig& dsa);
 
-// Multiply-adds of one query row and head with all causal keys in the 192/128 form, and with the
-// selected keys in the absorbed form (kernels.md B4): the cheaper one runs where dsa.kernel is
-// auto.
+// What activations and working weights are kept in: as precision.compute says, and where that is
+// auto, bf16 on GPUs and fp32 on the CPU.
+DType ComputeDType(const PrecisionConfig& precision, DeviceKind device);
+
+// What attention over selected keys costs one query row: all causal keys in the 192/128 form with
+// the selection as a mask, or the selected keys in the absorbed form. The cheaper one runs where
+// dsa.kernel is auto.
 struct AttentionCost {
   double masked_dense = 0;
   double sparse = 0;
 };
+// On the CPU multiply-adds of a head, forward: its definitions do as many a second in both forms.
 AttentionCost SelectedAttentionCost(const ModelConfig& model, int64_t seq_length);
+// On GPUs microseconds of `heads` heads, forward and backward, at the kernels' measured speeds
+// (kernels/ops/attention_speed.h).
+AttentionCost SelectedAttentionCostOnGpu(const ModelConfig& model, int64_t seq_length,
+                                         int64_t heads, DType dtype);
 
 }  // namespace baleen

@@ -49,11 +49,12 @@ bool AnyRankSignalled(Communicator& world) {
 
 class Run {
  public:
-  Run(const LoadedRun& loaded, Communicator& world)
+  Run(const LoadedRun& loaded, RunDevice& device)
       : loaded_(loaded),
         config_(loaded.config),
-        world_(world),
-        log_(world.rank()),
+        context_(device.context()),
+        world_(device.world()),
+        log_(world_.rank()),
         checkpoints_(JoinPath(config_.run.dir, "checkpoints")) {}
 
   absl::Status DryRun();
@@ -77,6 +78,7 @@ class Run {
 
   const LoadedRun& loaded_;
   const RunConfig& config_;
+  Context& context_;
   Communicator& world_;
   Log log_;
   std::string checkpoints_;
@@ -126,10 +128,6 @@ int64_t Run::StagesDone() {
 // What a run cannot do is found before anything is written: layouts, sizes, recipes and token files
 // of every stage.
 absl::Status Run::CheckStages() {
-  if (config_.run.device == DeviceChoice::kCuda) {
-    return ConfigErrorAt(loaded_, "run.device",
-                         "run.device = cuda: this version does not train on GPUs yet; use auto or cpu");
-  }
   const StageConfig* trains_indexers = nullptr;
   int64_t behind = StagesDone();
   for (const StageConfig& stage : config_.stages) {
@@ -149,7 +147,7 @@ absl::Status Run::CheckStages() {
                          "set it at the top level, not in a stage");
     }
     if (behind-- > 0) continue;
-    RETURN_IF_ERROR(TrainingStage::Check(config_.run, stage, source_->config(), world_));
+    RETURN_IF_ERROR(TrainingStage::Check(config_.run, stage, source_->config(), world_, context_));
   }
   return absl::OkStatus();
 }
@@ -160,7 +158,7 @@ absl::Status Run::DryRun() {
   log_.Info(SourceSummaryText(*source_));
   for (const StageConfig& stage_config : config_.stages) {
     ASSIGN_OR_RETURN(const auto stage,
-                     TrainingStage::Make(config_.run, stage_config, source_->config(), world_));
+                     TrainingStage::Make(config_.run, stage_config, source_->config(), world_, context_));
     RETURN_IF_ERROR(Agree(world_, stage->train_data().CheckVocabulary()));
     log_.Info(StageBanner(*stage));
   }
@@ -256,7 +254,7 @@ absl::Status Run::Train() {
 absl::Status Run::RunStage() {
   InstallSignal(stage_config().checkpoint.signal);
   ASSIGN_OR_RETURN(const auto stage,
-                   TrainingStage::Make(config_.run, stage_config(), source_->config(), world_));
+                   TrainingStage::Make(config_.run, stage_config(), source_->config(), world_, context_));
   const bool same_stage = state_ && state_->metadata().stage_index == position_.stage_index;
   changed_.clear();
   RETURN_IF_ERROR(Agree(
@@ -372,8 +370,8 @@ absl::Status Run::Report(TrainingStage& stage, const StepResult& result, double 
 
 }  // namespace
 
-absl::Status RunTraining(const LoadedRun& loaded, const RunOptions& options, Communicator& world) {
-  Run run(loaded, world);
+absl::Status RunTraining(const LoadedRun& loaded, const RunOptions& options, RunDevice& device) {
+  Run run(loaded, device);
   return options.dry_run ? run.DryRun() : run.Train();
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "configs/schema/run_file.h"
-#include "parallel/communicator.h"
+#include "trainer/run_device.h"
 
 namespace baleen {
 
@@ -13,6 +13,6 @@ struct RunOptions {
 
 // Every rank calls it; all return the same status. Preemption (checkpoint.signal) is
 // absl::StatusCode::kCancelled after the checkpoint was written.
-absl::Status RunTraining(const LoadedRun& loaded, const RunOptions& options, Communicator& world);
+absl::Status RunTraining(const LoadedRun& loaded, const RunOptions& options, RunDevice& device);
 
 }  // namespace baleen

@@ -37,7 +37,9 @@ absl::Status Train(const Arguments& arguments, MpiRuntime& mpi) {
   auto loaded = LoadRunConfig(rest[0], {rest.begin() + 1, rest.end()});
   RETURN_IF_ERROR(Agree(mpi.world(), loaded.status()));
   RETURN_IF_ERROR(CompareRunFiles(*loaded, mpi.world()));
-  return RunTraining(*loaded, options, mpi.world());
+  absl::StatusOr<RunDevice> device = RunDevice::Start(loaded->config.run.device, mpi);
+  RETURN_IF_ERROR(Agree(mpi.world(), device.status()));
+  return RunTraining(*loaded, options, *device);
 }
 
 }  // namespace

@@ -9,6 +9,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "checkpoints/hf_config.h"
+#include "checkpoints/hf_export.h"
+#include "kernels/core/transfer.h"
 #include "parallel/agree.h"
 
 namespace baleen {
@@ -17,13 +19,12 @@ namespace {
 const char kFirstMoment[] = "adam_m/";
 const char kSecondMoment[] = "adam_v/";
 
-// Elements [begin, end) of the flat buffer of `parameter`'s group that this rank answers for, cut
-// to the parameter.
-std::optional<StatePiece> PieceOf(const Parameter& parameter, const std::string& prefix,
-                                  const Tensor& flat, int64_t flat_origin, int64_t begin,
-                                  int64_t end) {
-  const int64_t first = std::max(parameter.begin, begin);
-  const int64_t last = std::min(parameter.begin + parameter.value.num_elements(), end);
+// What the rank's share holds of a parameter; `flat` is one of the share's tensors.
+std::optional<StatePiece> PieceOf(const Parameter& parameter, const OptimizerShard& shard,
+                                  const std::string& prefix, const Tensor& flat) {
+  const int64_t first = std::max(parameter.begin, shard.begin);
+  const int64_t last =
+      std::min(parameter.begin + parameter.value.num_elements(), shard.begin + shard.count);
   if (first >= last) return std::nullopt;
   StatePiece piece;
   piece.name = prefix + parameter.name;
@@ -31,7 +32,7 @@ std::optional<StatePiece> PieceOf(const Parameter& parameter, const std::string&
   piece.box = parameter.box;
   piece.flat_begin = first - parameter.begin;
   piece.flat_count = last - first;
-  piece.data = flat.Flat(first - flat_origin, last - first);
+  piece.data = flat.Flat(first - shard.begin, last - first);
   return piece;
 }
 
@@ -40,11 +41,11 @@ std::vector<StatePiece> MomentPieces(TrainingStage& stage) {
   std::vector<StatePiece> pieces;
   const ParameterStore& parameters = stage.parameters();
   for (const OptimizerShard& shard : stage.optimizer().shards()) {
-    const int64_t end = shard.begin + shard.count;
+    if (!shard.trains()) continue;
     for (const int id : parameters.buckets()[shard.bucket].parameters) {
       for (const auto& [prefix, moment] :
            {std::pair{kFirstMoment, &shard.m}, std::pair{kSecondMoment, &shard.v}}) {
-        auto piece = PieceOf(parameters.at(id), prefix, *moment, shard.begin, shard.begin, end);
+        auto piece = PieceOf(parameters.at(id), shard, prefix, *moment);
         if (piece) pieces.push_back(*std::move(piece));
       }
     }
@@ -52,24 +53,65 @@ std::vector<StatePiece> MomentPieces(TrainingStage& stage) {
   return pieces;
 }
 
-// Values: an even cut of each bucket over the ranks that share it, as ZeRO-1 cuts it, whether the
-// group trains or not.
+// The masters of what changed, as ZeRO-1 cuts them, whether the group trains or not.
 std::vector<StatePiece> ValuePieces(TrainingStage& stage, const ChangedParameters& changed) {
   std::vector<StatePiece> pieces;
   const ParameterStore& parameters = stage.parameters();
-  for (const Bucket& bucket : parameters.buckets()) {
-    const Communicator& axis = AxisOf(bucket.group, stage.axes());
-    const int64_t share = bucket.count / axis.size();
-    const int64_t begin = bucket.begin + share * axis.rank();
-    for (const int id : bucket.parameters) {
+  for (const OptimizerShard& shard : stage.optimizer().shards()) {
+    for (const int id : parameters.buckets()[shard.bucket].parameters) {
       const Parameter& parameter = parameters.at(id);
       if (changed.count(parameter.name) == 0) continue;
-      auto piece =
-          PieceOf(parameter, "", parameters.buffer(bucket.group).value, 0, begin, begin + share);
+      CHECK(!shard.master.empty()) << parameter.name << " changed, and its masters were not kept";
+      auto piece = PieceOf(parameter, shard, "", shard.master);
       if (piece) pieces.push_back(*std::move(piece));
     }
   }
   return pieces;
+}
+
+// The pieces in host memory, where the writer reads them.
+void BringToHost(TrainingStage& stage, std::vector<StatePiece>& pieces) {
+  const Context& context = stage.context();
+  for (StatePiece& piece : pieces) {
+    if (piece.data.device().kind == DeviceKind::kCpu) continue;
+    const Tensor host = stage.host_context().Empty(piece.data.dtype(), piece.data.shape());
+    Transfer(context, piece.data, host);
+    piece.data = host;
+  }
+}
+
+// Fills one parameter band by band, from the state where that has it.
+absl::Status FillParameter(TrainingStage& stage, int id, const WeightSource& source,
+                           StateReader* state, BandBuffer& buffer) {
+  const Parameter& parameter = stage.parameters().at(id);
+  const DType dtype = StatisticsOf(stage.dtype());
+  int64_t first = 0;
+  for (Box band : RowBands(parameter.box.extent)) {
+    const Tensor values = buffer.Take(dtype, band.extent);
+    for (size_t d = 0; d < band.offset.size(); ++d) band.offset[d] += parameter.box.offset[d];
+    if (state != nullptr) {
+      RETURN_IF_ERROR(state->Read(parameter.name, parameter.box, first, values.num_elements(),
+                                  dtype, values.raw()));
+    } else {
+      RETURN_IF_ERROR(source.Load(parameter.name, band, dtype, values.raw()));
+    }
+    stage.optimizer().SetValues(
+        id, first, values,
+        state != nullptr ? Optimizer::Origin::kChanged : Optimizer::Origin::kSource);
+    first += values.num_elements();
+  }
+  return absl::OkStatus();
+}
+
+// The moments of this rank's share.
+absl::Status LoadMoments(TrainingStage& stage, StateReader& state) {
+  for (const StatePiece& piece : MomentPieces(stage)) {
+    const Tensor host = stage.host_context().Empty(piece.data.dtype(), piece.data.shape());
+    RETURN_IF_ERROR(state.Read(piece.name, piece.box, piece.flat_begin, piece.flat_count,
+                               host.dtype(), host.raw()));
+    Transfer(stage.context(), host, piece.data);
+  }
+  return absl::OkStatus();
 }
 
 // What this stage changes: its trained groups, and the router bias where gradients reach the
@@ -107,23 +149,15 @@ std::string JobId() {
 
 absl::Status LoadStage(TrainingStage& stage, const WeightSource& source, StateReader* state,
                        bool with_moments, ChangedParameters& changed) {
-  for (const Parameter& parameter : stage.parameters().parameters()) {
-    if (state != nullptr && state->manifest().Find(parameter.name) != nullptr) {
-      RETURN_IF_ERROR(state->Read(parameter.name, parameter.box, 0, parameter.value.num_elements(),
-                                  parameter.value.dtype(), parameter.value.raw()));
-      changed.insert(parameter.name);
-    } else {
-      RETURN_IF_ERROR(source.Load(parameter.name, parameter.box, parameter.value.dtype(),
-                                  parameter.value.raw()));
-    }
+  BandBuffer buffer;
+  for (int id = 0; id < stage.parameters().size(); ++id) {
+    const std::string& name = stage.parameters().at(id).name;
+    const bool saved = state != nullptr && state->manifest().Find(name) != nullptr;
+    RETURN_IF_ERROR(FillParameter(stage, id, source, saved ? state : nullptr, buffer));
+    if (saved) changed.insert(name);
   }
   AddChanged(stage, changed);
-  if (!with_moments) return absl::OkStatus();
-  for (const StatePiece& piece : MomentPieces(stage)) {
-    RETURN_IF_ERROR(state->Read(piece.name, piece.box, piece.flat_begin, piece.flat_count,
-                                piece.data.dtype(), piece.data.raw()));
-  }
-  return absl::OkStatus();
+  return with_moments ? LoadMoments(stage, *state) : absl::OkStatus();
 }
 
 std::map<std::string, std::string> IdentityOf(const RunConfig& run, const WeightSource& source) {
@@ -188,6 +222,7 @@ absl::StatusOr<std::string> SaveTrainState(TrainingStage& stage, const WeightSou
   Communicator& world = stage.world();
   std::vector<StatePiece> pieces = ValuePieces(stage, changed);
   for (StatePiece& piece : MomentPieces(stage)) pieces.push_back(std::move(piece));
+  BringToHost(stage, pieces);
 
   const Tensor bytes = stage.host_context().Zeros(DType::kI64, {1});
   bytes.data<int64_t>()[0] = StateBytes(pieces);

@@ -1,5 +1,6 @@
 #include "trainer/training_stage.h"
 
+#include "kernels/ops/fp8_check.h"
 #include "parallel/agree.h"
 #include "parallel/pipeline_engine.h"
 
@@ -18,21 +19,13 @@ LoaderOptions MakeLoaderOptions(const StageConfig& config, const std::vector<Dat
   return options;
 }
 
-// What this backend cannot do is refused by name before anything is allocated: a key is honoured or
+// What the backend cannot do is refused by name before anything is allocated: a key is honoured or
 // it is an error.
-absl::Status CheckBackend(const RunSection& run, const StageConfig& stage) {
-  const std::string where = absl::StrCat("stage '", stage.name, "': ");
-  if (run.device == DeviceChoice::kCuda) {
-    return ConfigError(
-        "run.device = cuda: this version trains on the CPU only; use run.device: cpu (or auto)");
-  }
+absl::Status CheckCpu(const StageConfig& stage, const std::string& where) {
   if (stage.precision.compute == Compute::kBf16) {
     return ConfigError(
         where,
         "precision.compute = bf16 needs device: cuda; on the CPU use fp32 (or fp64 for checking)");
-  }
-  if (stage.precision.gemm == GemmPrecision::kFp8Block) {
-    return ConfigError(where, "precision.gemm = fp8_block needs device: cuda; leave it at auto");
   }
   if (stage.optimizer.moments == MomentsDType::kBf16) {
     return ConfigError(where, "optimizer.moments = bf16 needs device: cuda; use fp32");
@@ -42,10 +35,35 @@ absl::Status CheckBackend(const RunSection& run, const StageConfig& stage) {
                        "dsa.indexer_dtype = bf16 needs device: cuda; on the CPU use auto, fp32 or "
                        "fp8 (simulated)");
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCuda(const StageConfig& stage, const std::string& where) {
+  if (stage.precision.compute == Compute::kFp64) {
+    return ConfigError(where,
+                       "precision.compute = fp64 is for checking on the CPU (run.device: cpu); on "
+                       "GPUs use bf16 or fp32");
+  }
+  const bool bf16 = ComputeDType(stage.precision, DeviceKind::kCuda) == DType::kBF16;
+  if (bf16 && stage.dsa.indexer_dtype == IndexerDType::kFp32) {
+    return ConfigError(where,
+                       "dsa.indexer_dtype = fp32 beside precision.compute bf16: the indexer "
+                       "computes in the model's dtype; use auto or bf16, or precision.compute: fp32");
+  }
+  if (!bf16 && stage.dsa.indexer_dtype == IndexerDType::kBf16) {
+    return ConfigError(where,
+                       "dsa.indexer_dtype = bf16 beside precision.compute fp32: the indexer "
+                       "computes in the model's dtype; use auto or fp32");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckBackend(const StageConfig& stage, DeviceKind device) {
+  const std::string where = absl::StrCat("stage '", stage.name, "': ");
+  RETURN_IF_ERROR(device == DeviceKind::kCuda ? CheckCuda(stage, where) : CheckCpu(stage, where));
   if (!stage.deterministic) {
-    return ConfigError(
-        where,
-        "deterministic = false: the CPU backend has no faster variant to allow; leave it true");
+    return ConfigError(where,
+                       "deterministic = false: there is no faster variant to allow; leave it true");
   }
   if (stage.checkpoint.async) {
     return ConfigError(where,
@@ -72,36 +90,37 @@ RopeTable MakeModelRope(const Context& context, const ModelConfig& config, DType
 }
 
 TrainingStage::TrainingStage(const StageConfig& config, ModelConfig model, Recipe recipe,
-                             StageLayout layout, Communicator& world)
+                             StageLayout layout, Communicator& world, const Context& context)
     : config_(config),
       model_config_(std::move(model)),
       recipe_(std::move(recipe)),
       layout_(std::move(layout)),
       world_(world),
       axes_(SplitGrid(world, layout_.grid, layout_.embedding_stages, layout_.expert_node_size)),
-      dtype_(config.precision.compute == Compute::kFp64 ? DType::kF64 : DType::kF32) {
+      dtype_(ComputeDType(config.precision, context.device().kind)),
+      context_(context) {
   recipe_.options.expert_rows = layout_.expert_rows;
 }
 
 absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Make(const RunSection& run,
                                                                    const StageConfig& config,
                                                                    const ModelConfig& model,
-                                                                   Communicator& world) {
-  ASSIGN_OR_RETURN(auto stage, Open(run, config, model, world));
+                                                                   Communicator& world, const Context& context) {
+  ASSIGN_OR_RETURN(auto stage, Open(run, config, model, world, context));
   stage->Build();
   return stage;
 }
 
 absl::Status TrainingStage::Check(const RunSection& run, const StageConfig& config,
-                                  const ModelConfig& model, Communicator& world) {
-  return Open(run, config, model, world).status();
+                                  const ModelConfig& model, Communicator& world, const Context& context) {
+  return Open(run, config, model, world, context).status();
 }
 
 absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Open(const RunSection& run,
                                                                    const StageConfig& config,
                                                                    const ModelConfig& model,
-                                                                   Communicator& world) {
-  RETURN_IF_ERROR(CheckBackend(run, config));
+                                                                   Communicator& world, const Context& context) {
+  RETURN_IF_ERROR(CheckBackend(config, context.device().kind));
   const ModelConfig effective = EffectiveModel(model, config.dsa);
   RETURN_IF_ERROR(effective.Validate(absl::StrCat("stage '", config.name, "'")));
   if (config.data.seq_length > effective.max_position_embeddings) {
@@ -109,10 +128,11 @@ absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Open(const RunSect
         "data.seq_length = ", config.data.seq_length,
         " is more than the model's max_position_embeddings = ", effective.max_position_embeddings);
   }
-  ASSIGN_OR_RETURN(Recipe recipe, MakeRecipe(config, effective));
+  ASSIGN_OR_RETURN(Recipe recipe, MakeRecipe(config, effective, context.device().kind));
   ASSIGN_OR_RETURN(StageLayout layout, MakeStageLayout(config, effective, recipe, world.size()));
+  if (recipe.options.gemm == GemmKind::kFp8Block) RETURN_IF_ERROR(Agree(world, CheckFp8(context)));
   std::unique_ptr<TrainingStage> stage(
-      new TrainingStage(config, effective, std::move(recipe), std::move(layout), world));
+      new TrainingStage(config, effective, std::move(recipe), std::move(layout), world, context));
   RETURN_IF_ERROR(stage->MakePrograms());
   auto train = Loader::Open(MakeLoaderOptions(config, config.data.train, run.seed,
                                               effective.vocab_size, SampleOrder::kShuffled));
@@ -139,6 +159,7 @@ absl::Status TrainingStage::MakePrograms() {
 }
 
 void TrainingStage::Build() {
+  context_.pool().ResetPeak();  // the peak of this stage is reported
   // The indexers are declared in every recipe but plain dense training, which knows nothing of
   // them.
   model_.emplace(model_config_, layout_.PartsOf(axes_.pp->rank()), recipe_.use_indexer,

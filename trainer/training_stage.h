@@ -20,14 +20,15 @@ namespace baleen {
 class TrainingStage {
  public:
   // ConfigError: a layout, size or recipe that cannot be. DataError: token files. Every rank calls
-  // it; nothing large is allocated before all of them agree.
-  static absl::StatusOr<std::unique_ptr<TrainingStage>> Make(const RunSection& run,
-                                                             const StageConfig& config,
-                                                             const ModelConfig& model,
-                                                             Communicator& world);
+  // it; nothing large is allocated before all of them agree. `context`: what to compute on, with a
+  // world that carries its tensors (run_device.h).
+  static absl::StatusOr<std::unique_ptr<TrainingStage>> Make(
+      const RunSection& run, const StageConfig& config, const ModelConfig& model,
+      Communicator& world, const Context& context = Context::Cpu());
   // The same errors, and nothing made.
   static absl::Status Check(const RunSection& run, const StageConfig& config,
-                            const ModelConfig& model, Communicator& world);
+                            const ModelConfig& model, Communicator& world,
+                            const Context& context = Context::Cpu());
 
   const StageConfig& config() const { return config_; }
   const ModelConfig& model_config() const { return model_config_; }
@@ -43,6 +44,10 @@ class TrainingStage {
   // This rank's pipeline actions of a training step, and of a pass without backward.
   const Program& program() const { return program_; }
   const Program& validation_program() const { return validation_program_; }
+
+  // Measurements: these keys [rows of a microbatch on this rank, top-k] stand in for the
+  // indexer's choice in every layer.
+  void ReplaceSelection(const Tensor& ids_RK) { recipe_.options.replaced_ids_RK = ids_RK; }
 
   Context& context() { return context_; }
   // Host memory for what ranks tell each other: counts, flags.
@@ -66,9 +71,10 @@ class TrainingStage {
   static absl::StatusOr<std::unique_ptr<TrainingStage>> Open(const RunSection& run,
                                                              const StageConfig& config,
                                                              const ModelConfig& model,
-                                                             Communicator& world);
+                                                             Communicator& world,
+                                                             const Context& context);
   TrainingStage(const StageConfig& config, ModelConfig model, Recipe recipe, StageLayout layout,
-                Communicator& world);
+                Communicator& world, const Context& context);
   absl::Status MakePrograms();
   void Build();
 
@@ -80,7 +86,7 @@ class TrainingStage {
   GridCommunicators axes_;
   DType dtype_;
   Program program_, validation_program_;
-  Context context_ = Context::Cpu();
+  Context context_;
   Context host_context_ = Context::Cpu();
   ParameterStore parameters_;
   RopeTable rope_;

@@ -46,34 +46,33 @@ absl::string_view DTypeName(DType dtype) {
 }
 
 Float8E4M3 Float8E4M3::FromFloat(float value) {
-  const uint8_t sign = std::signbit(value) ? 0x80 : 0;
-  if (std::isnan(value)) return {static_cast<uint8_t>(sign | 0x7f)};
-  const float magnitude = std::fabs(value);
-  if (magnitude >= kMax) return {static_cast<uint8_t>(sign | 0x7e)};
-  // The quantum is 2^(exponent - 3); below 2^-6 the format is subnormal with the fixed quantum
-  // 2^-9.
-  int exponent = magnitude > 0 ? std::ilogb(magnitude) : -9;
-  if (exponent < -6) exponent = -6;
-  const float quantum = std::ldexp(1.0f, exponent - 3);
-  // Exact: the quotient has at most 24 bits. nearbyint rounds ties to even in the default rounding
-  // mode.
-  int steps = static_cast<int>(std::nearbyint(magnitude / quantum));
-  if (steps == 16) {
-    steps = 8;
-    ++exponent;
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 24 & 0x80;
+  uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t code;
+  if (magnitude > std::bit_cast<uint32_t>(INFINITY)) {
+    code = 0x7f;
+  } else if (magnitude >= std::bit_cast<uint32_t>(kMax)) {
+    code = 0x7e;
+  } else if (magnitude < std::bit_cast<uint32_t>(0x1p-6f)) {
+    // Subnormal, steps of 2^-9: those that an fp32 near 2^14 has.
+    const float shifted = std::bit_cast<float>(magnitude) + 0x1p14f;
+    code = std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0x1p14f);
+  } else {
+    // Three of 23 mantissa bits stay, ties go to even; a carry moves into the exponent.
+    magnitude += 0x7ffffu + (magnitude >> 20 & 1);
+    code = (magnitude >> 20) - ((127 - 7) << 3);
   }
-  // steps < 8 only where the value is subnormal: then the exponent field is 0.
-  const int field = steps >= 8 ? ((exponent + 7) << 3) | (steps - 8) : steps;
-  return {static_cast<uint8_t>(sign | field)};
+  return {static_cast<uint8_t>(sign | code)};
 }
 
 float Float8E4M3::ToFloat() const {
-  const float sign = (bits & 0x80) ? -1.0f : 1.0f;
-  const int exponent = (bits >> 3) & 0xf;
-  const int mantissa = bits & 0x7;
-  if (exponent == 15 && mantissa == 7) return std::nanf("");
-  if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), -9);
-  return sign * std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x80) << 24, code = bits & 0x7f;
+  if (code == 0x7f) return std::nanf("");
+  // The exponent field 0 means steps of 2^-9.
+  const float magnitude = code < 8 ? static_cast<float>(code) * 0x1p-9f
+                                   : std::bit_cast<float>((code << 20) + (uint32_t{127 - 7} << 23));
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
 }
 
 }  // namespace baleen

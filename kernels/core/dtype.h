@@ -18,6 +18,9 @@ int DTypeBytes(DType dtype);
 // The name safetensors uses: "F64", "F32", "BF16", "F8_E4M3", "I64", "I32", "U8".
 absl::string_view DTypeName(DType dtype);
 
+// What is summed over rows or keys is kept in fp32, whatever the operands are; fp64 stays fp64.
+inline DType StatisticsOf(DType dtype) { return dtype == DType::kF64 ? DType::kF64 : DType::kF32; }
+
 inline std::ostream& operator<<(std::ostream& out, DType dtype) {
   const absl::string_view name = DTypeName(dtype);
   return out.write(name.data(), static_cast<std::streamsize>(name.size()));

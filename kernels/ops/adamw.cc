@@ -19,8 +19,9 @@ void CheckAdamw(const Context& context, const AdamwParams& params, const AdamwTe
   CheckRank(kOp, "param", param, 1);
   CheckTensor(context, kOp, "param", param, param.dtype(), param.shape());
   CheckTensor(context, kOp, "grad", tensors.grad, param.dtype(), param.shape());
-  CheckTensor(context, kOp, "m", tensors.m, param.dtype(), param.shape());
-  CheckTensor(context, kOp, "v", tensors.v, param.dtype(), param.shape());
+  const DType moments = tensors.m.dtype() == DType::kBF16 ? DType::kBF16 : param.dtype();
+  CheckTensor(context, kOp, "m", tensors.m, moments, param.shape());
+  CheckTensor(context, kOp, "v", tensors.v, moments, param.shape());
   CheckTensor(context, kOp, "control", control_2, param.dtype(), {2});
   if (!tensors.working.empty()) {
     CheckTensor(context, kOp, "working", tensors.working, DType::kBF16, param.shape());
@@ -54,8 +55,9 @@ void UpdateOnCuda(const Context& context, const AdamwParams& params, const Adamw
                      .weight_decay = static_cast<float>(params.weight_decay),
                      .param = tensors.param.data<float>(),
                      .grad = tensors.grad.data<float>(),
-                     .m = tensors.m.data<float>(),
-                     .v = tensors.v.data<float>(),
+                     .m = tensors.m.raw(),
+                     .v = tensors.v.raw(),
+                     .bf16_moments = tensors.m.dtype() == DType::kBF16,
                      .control_2 = control_2.data<float>()};
   if (!tensors.working.empty()) args.working = tensors.working.raw();
   if (HasSegments(tensors)) {
@@ -70,8 +72,12 @@ void UpdateOnCuda(const Context& context, const AdamwParams& params, const Adamw
 template <typename T>
 void UpdateRange(const AdamwParams& params, const AdamwTensors& tensors, T clip_scale,
                  int64_t begin, int64_t end) {
-  AdamwCpu(params, end - begin, tensors.param.data<T>() + begin, tensors.grad.data<T>() + begin,
-           tensors.m.data<T>() + begin, tensors.v.data<T>() + begin, clip_scale);
+  const auto update = [&](auto moment) {
+    using Moment = decltype(moment);
+    AdamwCpu(params, end - begin, tensors.param.data<T>() + begin, tensors.grad.data<T>() + begin,
+             tensors.m.data<Moment>() + begin, tensors.v.data<Moment>() + begin, clip_scale);
+  };
+  tensors.m.dtype() == DType::kBF16 ? update(BFloat16{}) : update(T{});
   if (tensors.working.empty()) return;
   for (int64_t i = begin; i < end; ++i) {
     tensors.working.data<BFloat16>()[i] =
@@ -108,7 +114,8 @@ void AdamwUpdate(const Context& context, const AdamwParams& params, const AdamwT
     NoCudaKernel(kOp);
   }
   // Reads four, writes three, and the working copy.
-  CountBytes(context, kOp, 7 * tensors.param.bytes() + tensors.working.bytes());
+  CountBytes(context, kOp,
+             3 * tensors.param.bytes() + 4 * tensors.m.bytes() + tensors.working.bytes());
   ForFloatOrDouble(context, kOp, tensors.param.dtype(), [&](auto element) {
     using T = decltype(element);
     UpdateOnCpu<T>(params, tensors, control_2.data<T>());

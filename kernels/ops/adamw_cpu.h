@@ -1,4 +1,4 @@
-// Internal: the CPU definition behind adamw.h, for float and double.
+// Internal: the CPU definition behind adamw.h, for float and double; Moment is T or BFloat16.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@
 
 namespace baleen {
 
-template <typename T>
-void AdamwCpu(const AdamwParams& params, int64_t count, T* param, const T* grad, T* m, T* v,
-              T clip_scale);
+template <typename T, typename Moment>
+void AdamwCpu(const AdamwParams& params, int64_t count, T* param, const T* grad, Moment* m,
+              Moment* v, T clip_scale);
 template <typename T>
 void ClipControlCpu(double sum_of_squares, double max_norm, T* control);
 

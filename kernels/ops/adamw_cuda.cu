@@ -1,7 +1,7 @@
 // AdamW over flat ranges: one launch for a buffer of many parameters.
 //
-// Bytes for n elements: reads param, grad, m, v, writes param, m, v: 28 n, and 2 n for the bf16
-// copy. Eight 16-byte loads of a thread are in flight.
+// Bytes for n elements: reads param, grad, m, v, writes param, m, v: 28 n (20 n with bf16 moments),
+// and 2 n for the bf16 copy. Eight 16-byte loads of a thread are in flight.
 #include <cmath>
 
 #include "kernels/cuda/launch.cuh"
@@ -50,22 +50,25 @@ __device__ __forceinline__ void DecayOf(const AdamwCudaArgs& args, int64_t i,
   }
 }
 
-template <int kWidth>
+template <int kWidth, typename Moment>
 __global__ void __launch_bounds__(kFlatThreads)
     AdamwKernel(int64_t begin, int64_t end, AdamwCudaArgs args) {
   const float clip_scale = args.control_2[0];
   if (args.control_2[1] != 0) return;
   const int64_t first =
       begin + (static_cast<int64_t>(blockIdx.x) * kUnroll * kFlatThreads + threadIdx.x) * kWidth;
-  Word<float, kWidth> params[kUnroll], grads[kUnroll], ms[kUnroll], vs[kUnroll];
+  Word<float, kWidth> params[kUnroll], grads[kUnroll];
+  Word<Moment, kWidth> ms[kUnroll], vs[kUnroll];
+  Moment* const m_array = static_cast<Moment*>(args.m);
+  Moment* const v_array = static_cast<Moment*>(args.v);
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     const int64_t i = first + u * kFlatThreads * kWidth;
     if (i >= end) break;
     params[u] = LoadWord<float, kWidth>(args.param + i);
     grads[u] = LoadWord<float, kWidth>(args.grad + i);
-    ms[u] = LoadWord<float, kWidth>(args.m + i);
-    vs[u] = LoadWord<float, kWidth>(args.v + i);
+    ms[u] = LoadWord<Moment, kWidth>(m_array + i);
+    vs[u] = LoadWord<Moment, kWidth>(v_array + i);
   }
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
@@ -74,8 +77,8 @@ __global__ void __launch_bounds__(kFlatThreads)
     float param[kWidth], grad[kWidth], m[kWidth], v[kWidth], decay[kWidth];
     Unpack<float, kWidth>(params[u], param);
     Unpack<float, kWidth>(grads[u], grad);
-    Unpack<float, kWidth>(ms[u], m);
-    Unpack<float, kWidth>(vs[u], v);
+    Unpack<Moment, kWidth>(ms[u], m);
+    Unpack<Moment, kWidth>(vs[u], v);
     DecayOf(args, i, decay);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
@@ -86,19 +89,19 @@ __global__ void __launch_bounds__(kFlatThreads)
       param[k] -= args.lr * (update + decay[k] * param[k]);
     }
     Store<float, kWidth>(args.param + i, param);
-    Store<float, kWidth>(args.m + i, m);
-    Store<float, kWidth>(args.v + i, v);
+    Store<Moment, kWidth>(m_array + i, m);
+    Store<Moment, kWidth>(v_array + i, v);
     if (args.working != nullptr) {
       Store<__nv_bfloat16, kWidth>(static_cast<__nv_bfloat16*>(args.working) + i, param);
     }
   }
 }
 
-template <int kWidth>
+template <int kWidth, typename Moment>
 void Launch(int64_t begin, int64_t end, const AdamwCudaArgs& args, void* stream) {
   if (begin >= end) return;
   const int64_t blocks = CeilDiv(end - begin, int64_t{kWidth} * kUnroll * kFlatThreads);
-  AdamwKernel<kWidth>
+  AdamwKernel<kWidth, Moment>
       <<<static_cast<unsigned>(blocks), kFlatThreads, 0, AsStream(stream)>>>(begin, end, args);
   CheckLaunch("adamw");
 }
@@ -118,11 +121,20 @@ __global__ void ShareSkipFlagKernel(float* a, float* b) {
 
 }  // namespace
 
-void AdamwCuda(const AdamwCudaArgs& args, void* stream) {
+namespace {
+
+template <typename Moment>
+void LaunchAll(const AdamwCudaArgs& args, void* stream) {
   const bool vectors = Aligned16({args.param, args.grad, args.m, args.v, args.working});
   const int64_t whole = vectors ? args.count / 4 * 4 : 0;
-  Launch<4>(0, whole, args, stream);
-  Launch<1>(whole, args.count, args, stream);
+  Launch<4, Moment>(0, whole, args, stream);
+  Launch<1, Moment>(whole, args.count, args, stream);
+}
+
+}  // namespace
+
+void AdamwCuda(const AdamwCudaArgs& args, void* stream) {
+  args.bf16_moments ? LaunchAll<__nv_bfloat16>(args, stream) : LaunchAll<float>(args, stream);
 }
 
 void ClipControlCuda(const double* sum_of_squares_1, double max_norm, float* control_2,

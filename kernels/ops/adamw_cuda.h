@@ -1,4 +1,5 @@
-// Internal: the kernels behind adamw.h. All arrays fp32, the working copy bf16.
+// Internal: the kernels behind adamw.h. All arrays fp32; the working copy bf16, and
+// the moments where bf16_moments says so.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,9 @@ struct AdamwCudaArgs {
   float eps = 0, weight_decay = 0;
   float* param = nullptr;
   const float* grad = nullptr;
-  float* m = nullptr;
-  float* v = nullptr;
+  void* m = nullptr;  // fp32, or bf16
+  void* v = nullptr;
+  bool bf16_moments = false;
   const float* control_2 = nullptr;  // {clip scale, skip}
   void* working = nullptr;           // bf16 [count] or null
   // Elements [begin[n], begin[n + 1]) decay with decay[n] instead of weight_decay; null: all with

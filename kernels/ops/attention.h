@@ -1,13 +1,20 @@
-// Dense attention in the 192/128 MHA form of MLA, per head, over a window of keys for each query row:
+// Dense attention in the 192/128 MHA form of MLA, per head, over a window of keys for each query
+// row:
 //
-//   S = scale * q.k,  P = softmax over s in [key_begin[t], key_end[t]),  o = sum_s P v_s,  lse = log sum exp S (natural)
-//   D = do.o,  dS = P (do.v_s - D),  dq = scale * sum_s dS k_s,  dk_s += scale * dS q,  dv_s += P do
+//   S = scale * q.k,  P = softmax over s in [key_begin[t], key_end[t])
+//   o = sum_s P v_s,  lse = log sum exp S (natural)
+//   D = do.o,  dS = P (do.v_s - D)
+//   dq = scale * sum_s dS k_s,  dk_s += scale * dS q,  dv_s += P do
 //
-// Windows make causality, packed samples, document masks, chunks of query rows and context parallelism one thing.
-// With ids (sparse stage in masked form) the softmax runs over the listed keys only; the same mathematics as
-// sparse_attention.h (spec 1.1). An empty row has o = 0, lse = -inf and gradient 0. Never an T x S array.
+// Windows make causality, packed samples, document masks, chunks of query rows and context
+// parallelism one thing. With ids (sparse stage in masked form) the softmax runs over the listed
+// keys only; the same mathematics as sparse_attention.h (spec 1.1). An empty row has o = 0,
+// lse = -inf and gradient 0. Never a whole T x S array: what a kernel keeps of it is bounded.
+//
 // Legend: T query rows, S keys, H heads, Q = 192, V = 128, K selected keys.
 #pragma once
+
+#include <string>
 
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
@@ -18,12 +25,25 @@ namespace baleen {
 struct KeyWindows {
   Tensor begin_T;
   Tensor end_T;
+  // The same values in host memory, where begin_T and end_T lie on a GPU: long runs of rows whose
+  // windows make a causal triangle go to a kernel of their own. May be empty.
+  Tensor host_begin_T;
+  Tensor host_end_T;
+
+  KeyWindows Rows(int64_t begin, int64_t end) const;
 };
 
 struct AttentionResult {
   Tensor o_THV;
   Tensor lse_TH;  // kF32 (kF64 for kF64)
 };
+
+// What runs Attention for such heads and windows, for people: "cuDNN 9.19.0 SDPA, 3 segments",
+// "general kernels: BF16 heads 160/64", "CPU definition". cuDNN takes runs of rows (256 or more)
+// whose windows make a causal triangle, in bf16, where the windows have host copies; the general
+// kernels take everything else and are many times slower.
+std::string AttentionKernelName(const Context& context, DType dtype, int64_t q_dim, int64_t v_dim,
+                                const KeyWindows& windows);
 
 AttentionResult Attention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
                           const Tensor& v_SHV, const KeyWindows& windows, double scale);
@@ -33,8 +53,9 @@ Tensor AttentionBackward(const Context& context, const Tensor& do_THV, const Ten
                          const KeyWindows& windows, double scale, const Tensor& dk_SHQ,
                          const Tensor& dv_SHV);
 
-// The same over the keys of ids_TK (kI32, -1 = none). The backward also gives the head-summed probabilities
-// target_TK[t, i] = sum_h P[t, h, ids[t, i]] (0 where -1), the indexer's target before division by the head count.
+// The same over the keys of ids_TK (kI32, -1 = none). The backward also gives the head-summed
+// probabilities target_TK[t, i] = sum_h P[t, h, ids[t, i]] (0 where -1), the indexer's target
+// before division by the head count.
 AttentionResult MaskedAttention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
                                 const Tensor& v_SHV, const Tensor& ids_TK, double scale);
 Tensor MaskedAttentionBackward(const Context& context, const Tensor& do_THV, const Tensor& q_THQ,

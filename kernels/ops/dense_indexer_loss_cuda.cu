@@ -143,7 +143,7 @@ cudaError_t AllowShared() {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   };
   for (const cudaError_t error :
-       {allow(ScoreKernel, kScoreSharedBytes), allow(TargetKernel, kTargetSharedBytes),
+       {allow(ScoreKernel, kScoreSharedBytes), allow(TargetKernel<FinishLoss>, kTargetSharedBytes),
         allow(QueryGradientKernel, kGradientSharedBytes),
         allow(KeyGradientKernel, kGradientSharedBytes)}) {
     if (error != cudaSuccess) return error;
@@ -162,8 +162,8 @@ cudaError_t LaunchChunk(const Params& params, cudaStream_t stream) {
   const unsigned target_blocks = 2 * cluster_rows * (params.num_tiles * kTileKeys / kTargetKeys);
   ScoreKernel<<<row_groups, kThreads, kScoreSharedBytes, stream>>>(params, maps.score_queries,
                                                                    maps.score_keys);
-  TargetKernel<<<target_blocks, kThreads, kTargetSharedBytes, stream>>>(params, maps.main_queries,
-                                                                        maps.main_keys);
+  TargetKernel<<<target_blocks, kThreads, kTargetSharedBytes, stream>>>(
+      params, maps.main_queries, maps.main_keys, FinishLoss{});
   LossKernel<<<static_cast<unsigned>(DivideUp(rows, 8)), 256, 0, stream>>>(params);
   QueryGradientKernel<<<row_groups, kThreads, kGradientSharedBytes, stream>>>(params, maps.keys);
   KeyBlockRowsKernel<<<params.num_key_blocks, 512, 0, stream>>>(params);

@@ -273,10 +273,21 @@ __device__ __forceinline__ void WaitForWave(const Params& params) {
   while (*static_cast<volatile int*>(&waves->finished) < before - kStragglers) __nanosleep(200);
 }
 
+// Loss shares and delta of the thread's rows `row` and row + 8.
+struct FinishLoss {
+  __device__ __forceinline__ void operator()(const Params& params, int row, int first_key,
+                                             const float (&p)[kTargetRegisters]) const {
+    FinishRow(params, row, first_key, 0, p);
+    FinishRow(params, row + 8, first_key, 1, p);
+  }
+};
+
+// finish(params, row, first key, p) gets the means over heads of the thread's rows.
+template <class Finish>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     TargetKernel(const __grid_constant__ Params params,
                  const __grid_constant__ CUtensorMap query_map,
-                 const __grid_constant__ CUtensorMap key_map) {
+                 const __grid_constant__ CUtensorMap key_map, const Finish finish) {
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   TargetShared& sh = *reinterpret_cast<TargetShared*>(raw_shared);
   const TargetPlace place = PlaceOfCluster(params, blockIdx.x / 2);
@@ -301,8 +312,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     if (consumer == 1) cuda::NamedArrive(1, 256);  // consumer 0 has the first turn
     float p[kTargetRegisters];
     SumMainHeads(sh, params, consumer, row, p);
-    FinishRow(params, row, place.first_key, 0, p);
-    FinishRow(params, row + 8, place.first_key, 1, p);
+    finish(params, row, place.first_key, p);
   }
   cuda::ClusterSync();  // the other block may still send keys and hand stages back
   if (cluster_rank == 0 && threadIdx.x == 0) atomicAdd(&params.target_waves->finished, 1);

@@ -19,9 +19,9 @@
 // The messages carry op, argument, expected and found: a wrong shape is found by reading one line.
 //
 // In a dry context (kernels/core/context.h) an op ends where it would begin to compute on floating
-// numbers. Their contents are unknown then, checks of values are left out, and any floating dtype
-// stands for any other: a plan of a bf16 run, with its fp32 sums, is made on a machine whose own
-// definitions are fp32 and fp64. What decides shapes is computed as ever: which rows go to which
+// numbers. Their contents are unknown then and checks of values are left out; dtypes are those of a
+// GPU or of the CPU, whatever the machine: the plan of a bf16 run, with its fp32 sums, shows that
+// the trainer hands every op the dtypes it takes. What decides shapes is computed as ever: which rows go to which
 // expert (permute.h, CountExperts), from a balanced choice (Route).
 #pragma once
 
@@ -34,28 +34,15 @@
 
 namespace baleen {
 
-inline bool IsFloating(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kF64 || dtype == DType::kBF16 ||
-         dtype == DType::kF8E4M3;
-}
-
-// Equal; or, in a dry context, both floating.
-inline bool DTypesFit(const Context& context, DType a, DType b) {
-  return a == b || (context.dry() && IsFloating(a) && IsFloating(b));
-}
-
 // The tensor lies on the context's device and has this dtype and shape.
 inline void CheckTensor(const Context& context, const char* op, const char* name,
                         const Tensor& tensor, DType dtype, const Shape& shape) {
-  CHECK(DTypesFit(context, tensor.dtype(), dtype) && tensor.shape() == shape)
+  CHECK(tensor.dtype() == dtype && tensor.shape() == shape)
       << op << ": " << name << " is " << tensor.DebugString() << ", expected " << DTypeName(dtype)
       << ShapeString(shape);
   CHECK(tensor.device() == context.device())
       << op << ": " << name << " " << tensor.DebugString() << " lies on another device";
 }
-
-// What is summed over rows or keys is kept in fp32, whatever the operands are; fp64 stays fp64.
-inline DType StatisticsOf(DType dtype) { return dtype == DType::kF64 ? DType::kF64 : DType::kF32; }
 
 // A tensor of such sums beside operands of `dtype`.
 inline void CheckStatistics(const Context& context, const char* op, const char* name,

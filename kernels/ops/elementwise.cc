@@ -113,8 +113,7 @@ void FillInt(const Context& context, const Tensor& a, int32_t value) {
 }
 
 void Copy(const Context& context, const Tensor& source, const Tensor& target) {
-  CHECK(DTypesFit(context, source.dtype(), target.dtype()) &&
-        source.num_elements() == target.num_elements())
+  CHECK(source.dtype() == target.dtype() && source.num_elements() == target.num_elements())
       << "copy: from " << source.DebugString() << " to " << target.DebugString();
   if (OnCuda(context)) {
     if constexpr (kHaveCuda) {
@@ -151,6 +150,10 @@ Tensor Cast(const Context& context, const Tensor& a, DType dtype) {
     });
   });
   return result;
+}
+
+Tensor InDtype(const Context& context, const Tensor& a, DType dtype) {
+  return a.dtype() == dtype ? a : Cast(context, a, dtype);
 }
 
 Tensor ConcatColumns(const Context& context, const Tensor& a_TA, const Tensor& b_TB) {

@@ -20,6 +20,8 @@ void Copy(const Context& context, const Tensor& source, const Tensor& target);
 Tensor Clone(const Context& context, const Tensor& a);
 // kF32 <-> kF64 <-> kBF16; on CUDA kF32 <-> kBF16.
 Tensor Cast(const Context& context, const Tensor& a, DType dtype);
+// `a` itself where it has the dtype.
+Tensor InDtype(const Context& context, const Tensor& a, DType dtype);
 
 // Joins / splits columns: [T, A] and [T, B] to [T, A + B], and back.
 Tensor ConcatColumns(const Context& context, const Tensor& a_TA, const Tensor& b_TB);

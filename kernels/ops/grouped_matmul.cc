@@ -19,15 +19,15 @@ constexpr char kOp[] = "grouped_matmul";
 enum class Weight : uint8_t { kValues, kGradient };
 
 // The dtype of W or dW beside rows of `rows`.
-DType WeightOf(const Context& context, DType rows, Weight weight) {
-  return OnCuda(context) && weight == Weight::kGradient ? DType::kF32 : rows;
+DType WeightOf(DType rows, Weight weight) {
+  return weight == Weight::kGradient ? StatisticsOf(rows) : rows;
 }
 
 void CheckGroups(const Context& context, const Tensor& rows, const Tensor& weight_LOI,
                  const Tensor& offsets_L1, Weight weight) {
   CheckRank(kOp, "rows", rows, 2);
   CheckRank(kOp, "weight", weight_LOI, 3);
-  CHECK(DTypesFit(context, WeightOf(context, rows.dtype(), weight), weight_LOI.dtype()))
+  CHECK(WeightOf(rows.dtype(), weight) == weight_LOI.dtype())
       << kOp << ": rows " << rows.DebugString() << ", weight " << weight_LOI.DebugString();
   const int64_t num_experts = weight_LOI.dim(0);
   CheckTensor(context, kOp, "offsets", offsets_L1, DType::kI32, {num_experts + 1});

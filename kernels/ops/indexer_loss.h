@@ -6,7 +6,11 @@
 //   dk_s += sum_t delta sum_j w_j 1[a_j > 0] q_j,    a_j = q_j . k_s
 // No gradient flows to the main attention: its q, k and lse are constants here.
 // Legend: T query rows, S keys, K selected, I index heads, J index_head_dim, H main heads, Q main head width.
+// Dtypes: q, k, dq and the target's q, k are of one (on the CPU kF32 or kF64, on CUDA kF32 or
+// kBF16); all else is kF32 (kF64 for kF64). On CUDA ids and windows are not checked.
 #pragma once
+
+#include <string>
 
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
@@ -29,6 +33,7 @@ IndexerLossResult SparseIndexerLoss(const Context& context, const Tensor& q_TIJ,
 
 // Dense warm-up: candidates are the whole window of each row, p is recomputed tile by tile from the main attention's
 // q, k and lse. `key_tile` keys at a time: memory is O(T * (heads + key_tile)), never T x S.
+// On CUDA the kernels have tiles of their own, and chunks of rows bound the memory.
 struct DenseTarget {
   Tensor q_THQ;
   Tensor k_SHQ;
@@ -56,5 +61,11 @@ struct SelectionQualityResult {
 };
 SelectionQualityResult SelectionQuality(const Context& context, const Tensor& p_TS,
                                         const Tensor& ids_TK, const KeyWindows& windows);
+
+// The CUDA kernels that run, in words: for operands of this dtype, index heads of width J and K
+// chosen keys, or main heads of width Q.
+std::string SparseIndexerLossKernelName(DType dtype, int64_t num_heads, int64_t width, int64_t k);
+std::string DenseIndexerLossKernelName(DType dtype, int64_t num_heads, int64_t width,
+                                       int64_t main_width);
 
 }  // namespace baleen

@@ -13,14 +13,19 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 // relu on one of two pipes: a maximum on the integer pipe (half rate), or x + |x| = 2 relu(x) on
 // the fp32 pipe, exact, with the 2 taken back from the weight. In fp8 half of the groups of 8
-// columns take the second way.
+// columns take the second way. Both let NaN through: it is reported at selection.
 template <bool kFp8>
 __device__ __forceinline__ constexpr bool AddRelu(int group) {
   return kFp8 && group % 4 < 2;
 }
+__device__ __forceinline__ float MaxWithZero(float x) {
+  float y;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
+}
 template <bool kFp8>
 __device__ __forceinline__ float Relu(float x, int group) {
-  return AddRelu<kFp8>(group) ? x + fabsf(x) : fmaxf(x, 0.0f);
+  return AddRelu<kFp8>(group) ? x + fabsf(x) : MaxWithZero(x);
 }
 
 // Of the 4 lanes that share two rows (keys) of the accumulator, lane c = lane % 4 ends with one

@@ -37,8 +37,9 @@ void RunCpu(const Context& context, const MatrixView& a, Transpose transpose_a, 
 
 // A and B of one dtype. C is of theirs; on the GPU it may be the fp32 sum of bf16 products.
 bool OperandsFit(const Context& context, DType a, DType b, DType c) {
-  const bool sums = OnCuda(context) && a == DType::kBF16 && c == DType::kF32;
-  return DTypesFit(context, a, b) && (DTypesFit(context, a, c) || sums);
+  const bool sums =
+      (OnCuda(context) || context.dry()) && a == DType::kBF16 && c == DType::kF32;
+  return a == b && (a == c || sums);
 }
 
 MatmulCudaOperand CudaOperand(const MatrixView& view, Transpose transpose) {
@@ -140,12 +141,24 @@ void Matmul(const Context& context, const MatrixView& a, Transpose transpose_a, 
   });
 }
 
-Tensor Linear(const Context& context, const Tensor& x, const Tensor& weight) {
+namespace {
+
+Tensor LinearTo(const Context& context, DType dtype, const Tensor& x, const Tensor& weight) {
   CHECK(x.rank() >= 1 && weight.rank() == 2 && x.dim(-1) == weight.dim(1))
       << "linear: x " << x.DebugString() << ", weight " << weight.DebugString();
-  const Tensor y = context.Empty(x.dtype(), WithLast(x.shape(), weight.dim(0)));
+  const Tensor y = context.Empty(dtype, WithLast(x.shape(), weight.dim(0)));
   Matmul(context, RowsView(x), Transpose::kNo, RowsView(weight), Transpose::kYes, RowsView(y));
   return y;
+}
+
+}  // namespace
+
+Tensor Linear(const Context& context, const Tensor& x, const Tensor& weight) {
+  return LinearTo(context, x.dtype(), x, weight);
+}
+
+Tensor LinearToStatistics(const Context& context, const Tensor& x, const Tensor& weight) {
+  return LinearTo(context, StatisticsOf(x.dtype()), x, weight);
 }
 
 Tensor LinearBackwardInput(const Context& context, const Tensor& dy, const Tensor& weight) {

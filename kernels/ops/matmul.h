@@ -27,6 +27,8 @@ void Matmul(const Context& context, const MatrixView& a, Transpose transpose_a, 
             double alpha = 1.0);
 
 Tensor Linear(const Context& context, const Tensor& x, const Tensor& weight);
+// y in the dtype of statistics (kF32; kF64 for kF64): what is compared or exponentiated next is not rounded first.
+Tensor LinearToStatistics(const Context& context, const Tensor& x, const Tensor& weight);
 Tensor LinearBackwardInput(const Context& context, const Tensor& dy, const Tensor& weight);
 void LinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
                           const Tensor& dweight);

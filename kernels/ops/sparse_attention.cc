@@ -3,6 +3,7 @@
 
 #include "kernels/ops/dispatch.h"
 #include "kernels/ops/sparse_attention_cpu.h"
+#include "kernels/ops/sparse_attention_gpu.h"
 
 namespace baleen {
 namespace {
@@ -37,8 +38,12 @@ SparseAttentionResult SparseAttention(const Context& context, const Tensor& q_TH
                                       double scale) {
   constexpr const char* kOp = "SparseAttention";
   CheckOperands(context, kOp, q_THC, kv_SC, ids_TK, value_dim);
-  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  if (OnCuda(context)) {
+    return SparseAttentionOnCuda(context, q_THC, kv_SC, ids_TK, value_dim, scale);
+  }
   CountSparse(context, kOp, q_THC, ids_TK, q_THC.dim(2) + value_dim);
+  const SparseAttentionScratch planned =
+      MakeSparseAttentionScratch(context, q_THC, ids_TK, value_dim);
   return ForFloatOrDouble(context, kOp, q_THC.dtype(), [&](auto zero) {
     return SparseAttentionCpu<decltype(zero)>::Forward(context, q_THC, kv_SC, ids_TK, value_dim,
                                                        scale);
@@ -60,8 +65,13 @@ Tensor SparseAttentionBackward(const Context& context, const Tensor& do_THV, con
   CheckStatistics(context, kOp, "forward.lse_TH", forward.lse_TH, dtype, {num_rows, num_heads});
   CheckStatistics(context, kOp, "dkv_SC", dkv_SC, dtype, kv_SC.shape());
   CheckStatistics(context, kOp, "target_TK", target_TK, dtype, ids_TK.shape());
-  if (context.device().kind == DeviceKind::kCuda) NoCudaKernel(kOp);
+  if (OnCuda(context)) {
+    return SparseAttentionBackwardOnCuda(context, do_THV, q_THC, kv_SC, forward, ids_TK, scale,
+                                         dkv_SC, target_TK);
+  }
   CountSparse(context, kOp, q_THC, ids_TK, 3 * q_THC.dim(2) + 2 * value_dim);
+  const SparseAttentionScratch planned =
+      MakeSparseAttentionBackwardScratch(context, q_THC, kv_SC, ids_TK, value_dim);
   return ForFloatOrDouble(context, kOp, dtype, [&](auto zero) {
     return SparseAttentionCpu<decltype(zero)>::Backward(context, do_THV, q_THC, kv_SC, forward,
                                                         ids_TK, scale, dkv_SC, target_TK);

@@ -29,6 +29,7 @@
 // inside L2 and 2.9 us and more beyond it.
 #include <algorithm>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/ops/sparse_attention_backward_cuda.h"
 #include "kernels/ops/sparse_attention_backward_keys.cuh"
 
@@ -210,39 +211,34 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // --- Host ---
 
-size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
-int NumTiles(const SparseAttentionBackwardArgs& args) {
-  return (args.num_heads + kHeadTile - 1) / kHeadTile;
-}
+constexpr char kName[] = "sparse attention backward";
 
-// The parts of the workspace; `base` may be null when only the size is wanted.
+// The parts of the workspace.
 struct Workspace {
   ScatterIndex index;
   uint8_t* rows;
-  size_t mask_bytes, counter_bytes, bytes;
+  size_t mask_bytes, counter_bytes;
 };
 Workspace Divide(const SparseAttentionBackwardArgs& args, const SparseAttentionBackwardPlan& plan,
                  void* base) {
-  Workspace w = {};
-  auto take = [&](size_t bytes) {
-    uint8_t* at = static_cast<uint8_t*>(base) + w.bytes;
-    w.bytes += AlignUp(bytes);
-    return static_cast<void*>(at);
+  const SparseAttentionBackwardLayout layout = LayOutSparseAttentionBackward(args, plan);
+  const auto ints = [&](size_t offset) {
+    return reinterpret_cast<int32_t*>(static_cast<uint8_t*>(base) + offset);
   };
-  const size_t keys = args.num_keys, chunks = plan.span / plan.chunk;
-  w.mask_bytes = size_t(plan.span / 32) * keys * 4;
-  w.counter_bytes = 3 * chunks * 4;
-  w.index.masks_WS = static_cast<uint32_t*>(take(w.mask_bytes));
-  w.index.ranks_WS = static_cast<int32_t*>(take(w.mask_bytes));
-  w.index.starts_CS = static_cast<int32_t*>(take(chunks * keys * 4));
-  w.index.counts_CS = static_cast<int32_t*>(take(chunks * keys * 4));
-  w.index.cursor_C = static_cast<int32_t*>(take(w.counter_bytes));
+  const int chunks = plan.span / plan.chunk;
+  Workspace w = {};
+  w.mask_bytes = layout.mask_bytes;
+  w.counter_bytes = layout.counter_bytes;
+  w.index.masks_WS = reinterpret_cast<uint32_t*>(ints(layout.masks_WS));
+  w.index.ranks_WS = ints(layout.ranks_WS);
+  w.index.starts_CS = ints(layout.starts_CS);
+  w.index.counts_CS = ints(layout.counts_CS);
+  w.index.cursor_C = ints(layout.counters_C);
   w.index.written_C = w.index.cursor_C + chunks;
   w.index.summed_C = w.index.written_C + chunks;
   w.index.num_keys = args.num_keys;
   w.index.words_a_chunk = plan.chunk / 32;
-  w.rows = static_cast<uint8_t*>(
-      take(size_t(SparseBackwardSchedule::kRing) * plan.chunk * args.num_selected * kRowBytes));
+  w.rows = static_cast<uint8_t*>(base) + layout.rows;
   return w;
 }
 
@@ -282,7 +278,7 @@ cudaError_t LaunchSpan(const SparseAttentionBackwardArgs& args,
   params.index = w.index;
   params.rows = w.rows;
   params.first_token = first;
-  params.num_tiles = NumTiles(args);
+  params.num_tiles = SparseAttentionHeadTiles(args);
   const int queries = std::min(plan.span, args.num_tokens - first), words = (queries + 31) / 32;
   params.schedule = ScheduleOf(plan, queries, params.num_tiles);
 
@@ -294,51 +290,27 @@ cudaError_t LaunchSpan(const SparseAttentionBackwardArgs& args,
   if (error != cudaSuccess) return error;
   MarkSelectedKernel<<<queries, 256, 0, stream>>>(
       w.index, args.ids_TK + size_t(first) * args.num_selected, args.num_selected);
-  RankSelectedKernel<<<dim3((args.num_keys + 127) / 128, params.schedule.NumChunks()), 128, 0,
-                       stream>>>(w.index, words);
+  RankSelectedKernel<<<dim3(std::max(1, (args.num_keys + 127) / 128), params.schedule.NumChunks()),
+                       128, 0, stream>>>(w.index, words);
   return params.num_tiles == 2 ? LaunchKernel<true>(params, stream)
                                : LaunchKernel<false>(params, stream);
 }
 
 }  // namespace
 
-SparseAttentionBackwardPlan PlanSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
-                                                        size_t budget_bytes) {
-  // Each chunk reads and writes dkv once, which tells where memory limits: 64 heads, or many keys.
-  // Else the sums of the last chunk, which nothing hides, cost more (measured, 288 against 512).
-  constexpr int kStep = 32, kMostSpan = 8192;
-  const int most_chunk = NumTiles(args) == 2 && args.num_keys <= 32768 ? 288 : 1024;
-  // The index of a span (masks, ranks; starts and counts) takes up to a fifth, the rows the rest.
-  const size_t row_bytes =
-      size_t(SparseBackwardSchedule::kRing) * args.num_selected * kRowBytes * kStep;
-  const int chunk =
-      kStep * int(std::clamp<size_t>(budget_bytes / 5 * 4 / row_bytes, 1, most_chunk / kStep));
-  const size_t index_bytes = size_t(args.num_keys) * (chunk / 32 * 8 + 8);
-  const int most = (std::min(args.num_tokens, kMostSpan) + chunk - 1) / chunk;
-  const size_t chunks = std::clamp<size_t>(budget_bytes / 5 / index_bytes, 1, std::max(most, 1));
-  return {chunk, chunk * int(chunks)};
-}
-
-size_t SparseAttentionBackwardWorkspace(const SparseAttentionBackwardArgs& args,
-                                        const SparseAttentionBackwardPlan& plan) {
-  return Divide(args, plan, nullptr).bytes;
-}
-
-cudaError_t LaunchSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
-                                          const SparseAttentionBackwardPlan& plan, void* workspace,
-                                          cudaStream_t stream) {
-  if (args.num_tokens == 0) return cudaSuccess;
+void LaunchSparseAttentionBackward(const SparseAttentionBackwardArgs& args,
+                                   const SparseAttentionBackwardPlan& plan, void* workspace,
+                                   void* stream) {
+  if (args.num_tokens == 0) return;
   const Workspace w = Divide(args, plan, workspace);
-  if (NumTiles(args) > 1) {  // each tile adds its heads' part of the target
-    const cudaError_t error =
-        cudaMemsetAsync(args.target_TK, 0, size_t(args.num_tokens) * args.num_selected * 4, stream);
-    if (error != cudaSuccess) return error;
+  if (SparseAttentionHeadTiles(args) > 1) {  // each tile adds its heads' part of the target
+    const size_t bytes = size_t(args.num_tokens) * args.num_selected * 4;
+    CheckCuda(cudaMemsetAsync(args.target_TK, 0, bytes, AsStream(stream)), kName);
   }
   for (int first = 0; first < args.num_tokens; first += plan.span) {
-    const cudaError_t error = LaunchSpan(args, plan, w, first, stream);
-    if (error != cudaSuccess) return error;
+    CheckCuda(LaunchSpan(args, plan, w, first, AsStream(stream)), kName);
   }
-  return cudaGetLastError();
+  CheckLaunch(kName);
 }
 
 }  // namespace baleen

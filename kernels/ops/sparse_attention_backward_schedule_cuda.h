@@ -12,6 +12,8 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/ops/sparse_attention_backward_plan_cuda.h"
+
 namespace baleen {
 
 struct SparseBackwardItem {
@@ -20,7 +22,7 @@ struct SparseBackwardItem {
 };
 
 struct SparseBackwardSchedule {
-  static constexpr int kRing = 3;
+  static constexpr int kRing = kSparseAttentionBackwardRing;
   int num_queries = 0;
   int chunk = 0;  // queries, a multiple of queries_a_sum
   int queries_a_sum = 0;

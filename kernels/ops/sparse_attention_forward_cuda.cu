@@ -22,6 +22,7 @@
 // memory traffic is at the limit of the tensor time for S (n = 64: both operands read from it).
 #include <cmath>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "kernels/cuda/wgmma_bf16.cuh"
 #include "kernels/ops/sparse_attention_forward_cuda.h"
@@ -384,17 +385,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-cudaError_t LaunchSparseAttentionForward(const SparseAttentionForwardArgs& args,
-                                         cudaStream_t stream) {
-  if (args.num_tokens == 0) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(SparseAttentionForwardKernel,
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Shared)));
-  if (error != cudaSuccess) return error;
+void LaunchSparseAttentionForward(const SparseAttentionForwardArgs& args, void* stream) {
+  if (args.num_tokens == 0) return;
+  CheckCuda(cudaFuncSetAttribute(SparseAttentionForwardKernel,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Shared))),
+            "shared memory of sparse attention");
   const int num_tiles = (args.num_heads + kHeadTile - 1) / kHeadTile;
-  SparseAttentionForwardKernel<<<args.num_tokens * num_tiles, kThreads, sizeof(Shared), stream>>>(
-      args, num_tiles);
-  return cudaGetLastError();
+  SparseAttentionForwardKernel<<<args.num_tokens * num_tiles, kThreads, sizeof(Shared),
+                                 AsStream(stream)>>>(args, num_tiles);
+  CheckLaunch("sparse attention");
 }
 
 }  // namespace baleen

@@ -4,8 +4,6 @@
 // Legend: T query rows, S keys, H heads, K selected keys a row, C = 576, V = 512.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 namespace baleen {
@@ -17,13 +15,12 @@ struct SparseAttentionForwardArgs {
   void* o_THV = nullptr;            // bf16; 0 in rows without keys
   float* lse_TH = nullptr;          // natural log; -inf in rows without keys
   int num_tokens = 0;               // T
-  int num_heads = 0;                // 1..64 (padded to 64 rows) or 128
+  int num_heads = 0;                // 1..128, padded to tiles of 64
   int num_selected = 0;             // K, a multiple of 64, at most 2048
   float scale = 0;                  // of the scores, YaRN's factor included
 };
 
 // The result does not depend on the order of launches: bitwise reproducible.
-cudaError_t LaunchSparseAttentionForward(const SparseAttentionForwardArgs& args,
-                                         cudaStream_t stream);
+void LaunchSparseAttentionForward(const SparseAttentionForwardArgs& args, void* stream);
 
 }  // namespace baleen

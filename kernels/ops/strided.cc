@@ -39,7 +39,7 @@ void AddBatchSumCpu(const MatrixView& from, const MatrixView& to) {
 void CheckSame(const Context& context, const MatrixView& from, const MatrixView& to,
                const char* op) {
   CHECK(from.rows == to.rows && from.cols == to.cols &&
-        DTypesFit(context, from.dtype(), to.dtype()))
+        from.dtype() == to.dtype())
       << op << ": [" << from.rows << ", " << from.cols << "] " << from.dtype() << " to [" << to.rows
       << ", " << to.cols << "] " << to.dtype();
   CHECK(from.tensor.device() == context.device() && to.tensor.device() == context.device())

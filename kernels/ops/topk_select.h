@@ -1,7 +1,10 @@
 // Exact, deterministic top-k of each row's window (spec 1.6): higher score first, then lower index; -0.0 == +0.0.
 //
 // ids are ascending, padded with -1 at the end; a row whose window has K keys or fewer gets all of them.
+// Only scores inside the windows are read.
 #pragma once
+
+#include <string>
 
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
@@ -16,7 +19,11 @@ struct TopkResult {
                      // A NaN is an error of the run; it is read with the metrics: selecting never waits for the host.
 };
 
+// On CUDA scores are kF32, at most 2^18 a row, and k <= 2048.
 TopkResult TopkSelect(const Context& context, const Tensor& scores_TS, const KeyWindows& windows,
                       int64_t k);
+
+// The CUDA kernel that runs, in words.
+std::string TopkSelectKernelName();
 
 }  // namespace baleen

@@ -55,6 +55,24 @@ TEST(CudaAdamw, FollowsTheDefinition) {
   }
 }
 
+// The update takes the moments before they are rounded, so only what is stored has bf16's error.
+TEST(CudaAdamw, KeepsMomentsInBf16) {
+  for (const int64_t count : {1, 4, 2048, 100003}) {
+    const State s = SomeState(count);
+    AdamwTensors gpu = OnGpuSide(s), cpu = OnCpuSide(s);
+    gpu.m = Cast(Gpu(), s.m.gpu, DType::kBF16);
+    gpu.v = Cast(Gpu(), s.v.gpu, DType::kBF16);
+    cpu.m = OnHost(gpu.m);
+    cpu.v = OnHost(gpu.v);
+    const OnBoth control = ValuesOnBoth(DType::kF32, {2}, {0.25, 0});
+    AdamwUpdate(Gpu(), kParams, gpu, control.gpu);
+    AdamwUpdate(Cpu(), kParams, cpu, control.cpu);
+    ExpectClose(s.param.gpu, s.param.cpu, 4);
+    ExpectClose(gpu.m, Cast(Cpu(), cpu.m, DType::kF64));
+    ExpectClose(gpu.v, Cast(Cpu(), cpu.v, DType::kF64));
+  }
+}
+
 TEST(CudaAdamw, TakesRangesThatAreNotAligned) {
   const State s = SomeState(1000);
   const OnBoth control = ValuesOnBoth(DType::kF32, {2}, {1, 0});

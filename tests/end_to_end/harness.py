@@ -315,4 +315,5 @@ def main():
     BINARY = os.path.abspath(sys.argv.pop(1))
     # The ranks of these tests are one machine's and may be root's, as in containers.
     os.environ.update({"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"})
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these tests are of the CPU, on machines with a GPU too
     unittest.main(module="__main__", verbosity=2)

@@ -401,7 +401,7 @@ inline std::vector<OpCase> RoutingCases() {
        }},
       {"Balance",
        [](const Context& c, DType d) -> Call {
-         return [&c, scores = In(c, d, {kT, kE}),
+         return [&c, scores = In(c, StatisticsOf(d), {kT, kE}),
                  sequence = Ints(c, {kT}, 2)]() -> std::vector<Tensor> {
            const BalanceStats stats = BalanceLocalStats(c, scores, sequence, 2, kA);
            return {stats.counts_BE, stats.prob_sum_BE,
@@ -411,7 +411,7 @@ inline std::vector<OpCase> RoutingCases() {
       {"Permutation",
        [](const Context& c, DType d) -> Call {
          return [&c, ids = Ints(c, {kT, kA}, kE), x = In(c, d, {kT, kD}),
-                 weights = In(c, d, {kT, kA})]() -> std::vector<Tensor> {
+                 weights = In(c, StatisticsOf(d), {kT, kA})]() -> std::vector<Tensor> {
            const Permutation p = BuildPermutation(c, ids, 0, kE);
            const Tensor rows = GatherRows(c, x, p.source_row_N);
            const CombineGradients g = CombineRowsBackward(c, x, rows, p.row_of_slot_TA, weights);

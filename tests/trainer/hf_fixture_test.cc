@@ -189,7 +189,7 @@ TEST_P(HfFixture, SparseLossesAndGradientsAgree) {
         EXPECT_EQ(OwnIds(saved.blocks[layer].ids_RK, batch.seq_length),
                   expected.Values(absl::StrCat("ids.layer", layer)));
       }
-      rig.network().BackwardInput(rig.context(), batch, pass, Tensor(), saved);
+      rig.network().BackwardInput(rig.context(), batch, pass, Tensor(), stats, saved);
       rig.network().BackwardWeight(rig.context(), batch, pass, stats, saved);
       ExpectGradients(rig, Path(absl::StrCat("gradients_", loss, "_sparse.safetensors")), 1e-4);
       if (loss == "lm") {

@@ -12,83 +12,12 @@
 #include "parallel/expert_exchange.h"
 #include "parallel/mpi_communicator.h"
 #include "tests/support/status_matchers.h"
-#include "tests/trainer/layout_rig.h"
-#include "tests/trainer/model_rig.h"
+#include "tests/trainer/layout_cases.h"
 
 namespace baleen::testing {
 namespace {
 
 constexpr double kTolerance = 1e-10;
-
-enum class RecipeKind { kDense, kWarmUp, kSparse, kMasked };
-
-const char* Name(RecipeKind kind) {
-  constexpr const char* kNames[] = {"dense", "warm-up", "sparse", "masked"};
-  return kNames[static_cast<int>(kind)];
-}
-
-// 7 layers for the deep pipelines, 3 for the others; every width divides by 8.
-ModelConfig MatrixModel(int64_t layers) {
-  ModelConfig c = TinyConfig();
-  c.num_hidden_layers = layers;
-  c.num_attention_heads = 8;
-  c.hidden_size = 24;
-  c.q_lora_rank = 12;
-  c.kv_lora_rank = 12;
-  c.qk_nope_head_dim = 6;
-  c.v_head_dim = 5;
-  c.index_n_heads = 2;
-  c.index_head_dim = 12;
-  c.vocab_size = 64;
-  c.index_topk = 6;
-  return c;
-}
-
-struct Layout {
-  int tensor = 1, context = 1, pipeline = 1, expert = 1, data = 1;
-  ScheduleName schedule = ScheduleName::k1F1B;
-  int virtual_stages = 0;  // 0: the schedule's
-  Recompute recompute = Recompute::kNone;
-  int expert_node_size = 0;
-  int ranks() const { return tensor * context * pipeline * data; }
-  std::string DebugString() const {
-    return absl::StrCat("tp ", tensor, " cp ", context, " pp ", pipeline, " ep ", expert, " dp ",
-                        data, " ", baleen::Name(schedule), " recompute ", baleen::Name(recompute),
-                        " node ", expert_node_size);
-  }
-};
-
-RigCase MakeCase(RecipeKind kind, const Layout& layout, int64_t layers) {
-  RigCase c;
-  c.model = MatrixModel(layers);
-  StageConfig& stage = c.stage;
-  stage = DefaultStageConfig();
-  stage.name = "matrix";
-  stage.steps = 1;
-  stage.attention = kind == RecipeKind::kSparse || kind == RecipeKind::kMasked
-                        ? AttentionMode::kSparse
-                        : AttentionMode::kDense;
-  stage.train = kind == RecipeKind::kWarmUp ? TrainMode::kIndexer : TrainMode::kAll;
-  stage.dsa.kernel =
-      kind == RecipeKind::kMasked ? AttentionKernel::kMaskedDense : AttentionKernel::kSparse;
-  stage.micro_batch_size = 1;
-  stage.global_batch_size = 8;
-  stage.data.seq_length = 32;
-  stage.losses.balance = 0.3;  // large enough to matter in every gradient of a gate
-  // An update that is as smooth in the gradient as the comparison is sharp.
-  stage.optimizer.lr = 0.1;
-  stage.optimizer.eps = 1e-2;
-  stage.recompute = layout.recompute;
-  ParallelismConfig& p = stage.parallelism;
-  p.tensor = layout.tensor;
-  p.context = layout.context;
-  p.pipeline = layout.pipeline;
-  p.expert = layout.expert;
-  p.schedule = layout.schedule;
-  if (layout.virtual_stages > 0) p.virtual_stages = layout.virtual_stages;
-  if (layout.expert_node_size > 0) p.expert_node_size = layout.expert_node_size;
-  return c;
-}
 
 double Relative(double a, double b) { return std::abs(a - b) / std::max(1.0, std::abs(b)); }
 
@@ -101,18 +30,9 @@ void ExpectNear(const std::vector<double>& a, const std::vector<double>& b, cons
 double PieceError(const StepOutcome::Piece& piece, const StepOutcome::Piece& whole) {
   double norm = 0, error = 0;
   for (const double v : whole.values) norm += v * v;
-  const Shape& extent = piece.box.extent;
-  const int64_t columns = extent.size() == 2 ? extent[1] : 1;
-  const int64_t all_columns = extent.size() == 2 ? whole.box.extent[1] : 1;
-  const int64_t first_column = extent.size() == 2 ? piece.box.offset[1] : 0;
-  for (int64_t r = 0; r < extent[0]; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      const double difference =
-          piece.values[r * columns + c] -
-          whole.values[(piece.box.offset[0] + r) * all_columns + first_column + c];
-      error += difference * difference;
-    }
-  }
+  const std::vector<double> place = ValuesAt(piece.box, whole);
+  for (size_t i = 0; i < place.size(); ++i)
+    error += (piece.values[i] - place[i]) * (piece.values[i] - place[i]);
   if (norm == 0) return error == 0 ? 0 : INFINITY;
   return std::sqrt(error / norm);
 }
@@ -189,18 +109,8 @@ class LayoutMatrix : public ::testing::Test {
 
   // The same case on one rank, kept for the next layout.
   const StepOutcome& Reference(RigCase c) {
-    const ScheduleName schedule = ScheduleName::k1F1B;
-    c.stage.parallelism = DefaultStageConfig().parallelism;
-    c.stage.parallelism.schedule = schedule;
-    c.stage.recompute = Recompute::kNone;
-    c.expert_rows = -1;
-    c.attention_chunk = 0;
-    c.sample_order.clear();
-    const std::string key = absl::StrCat(
-        baleen::Name(c.stage.attention), baleen::Name(c.stage.train),
-        baleen::Name(c.stage.dsa.kernel), c.model.num_hidden_layers, c.document_mask,
-        c.measure_indexer, c.validate, " ", c.first_expert_bias, " ", c.stage.micro_batch_size, " ",
-        c.stage.global_batch_size, " ", c.stage.data.seq_length);
+    c = OnOneRank(c);
+    const std::string key = KeyOf(c);
     const auto found = references_.find(key);
     if (found != references_.end()) return found->second;
     const auto self = MakeSelfCommunicator();
@@ -398,6 +308,41 @@ TEST_F(LayoutMatrix, OrderOfMicrobatchesAndNamesOfExpertsDoNotMatter) {
     EXPECT_EQ(step.expert_counts[i],
               reference.expert_counts[i / experts * experts + renamed.expert_order[i % experts]]);
   }
+}
+
+// What the comparison in bf16 on GPUs rests on: a run that would send every row to expert 0 takes
+// the choices of another run instead, and is then that run's step.
+TEST_F(LayoutMatrix, ReplayedChoicesReplaceTheOwn) {
+  constexpr auto kExperts = ChoiceReplay::Kind::kExperts, kKeys = ChoiceReplay::Kind::kKeys;
+  const Layout layout{.tensor = 2, .pipeline = 2, .expert = 2, .data = 2};
+  RigCase c = MakeCase(RecipeKind::kSparse, layout, 3);
+  c.document_mask = true;
+  ChoiceReplay choices;
+  RigBackend backend;
+  backend.replay = &choices;
+  const auto self = MakeSelfCommunicator();
+  ASSERT_OK_AND_ASSIGN(const StepOutcome recorded, RunOneStep(OnOneRank(c), *self, backend));
+
+  choices.set_mode(ChoiceReplay::Mode::kCompare);
+  choices.ResetCounts();
+  ASSERT_OK_AND_ASSIGN(const StepOutcome compared, RunOneStep(c, *world_, backend));
+  ExpectSameStep(compared, recorded, *world_);
+  EXPECT_GT(choices.count(kExperts).choices, 0);
+  EXPECT_GT(choices.count(kKeys).choices, 0);
+  EXPECT_EQ(choices.count(kExperts).flipped, 0);
+  EXPECT_EQ(choices.count(kKeys).flipped, 0);
+
+  choices.set_mode(ChoiceReplay::Mode::kReplay);
+  choices.ResetCounts();
+  c.first_expert_bias = 1e3;  // moves the choice alone, not the experts' weights
+  c.stage.recompute = Recompute::kFull;
+  ASSERT_OK_AND_ASSIGN(const StepOutcome replayed, RunOneStep(c, *world_, backend));
+  EXPECT_GT(choices.count(kExperts).flipped, 0);
+  EXPECT_EQ(choices.count(kKeys).flipped, 0);
+  EXPECT_LE(Relative(replayed.lm_loss, recorded.lm_loss), kTolerance);
+  EXPECT_EQ(replayed.expert_counts, recorded.expert_counts);
+  EXPECT_EQ(replayed.selection_hash, recorded.selection_hash);
+  ExpectSamePieces(replayed.gradients, recorded.gradients, *world_, "gradient of ");
 }
 
 // The same job with its ranks numbered in another order.

@@ -4,6 +4,8 @@
 
 #include "checkpoints/hf_init.h"
 #include "kernels/core/random.h"
+#include "kernels/core/transfer.h"
+#include "kernels/ops/elementwise.h"
 #include "parallel/pipeline_engine.h"
 #include "tests/support/random_tensor.h"
 #include "trainer/make_batch.h"
@@ -33,26 +35,37 @@ std::string SourceName(const RigCase& c, const std::string& name) {
   return name.substr(0, begin) + std::to_string(c.expert_order[slot]) + name.substr(end);
 }
 
-void Permute(const RigCase& c, const Parameter& p) {
+template <typename T>
+void AdjustGate(const RigCase& c, const Parameter& p, const Tensor& value) {
+  T* const data = value.data<T>();
+  if (p.name.find("e_score_correction_bias") != std::string::npos)
+    data[0] += static_cast<T>(c.first_expert_bias);
   const bool gate = p.name.find("mlp.gate.") != std::string::npos;
   if (c.expert_order.empty() || !gate) return;
-  const int64_t experts = p.value.dim(0), width = p.value.num_elements() / experts;
-  const std::vector<double> before = ToDoubles(p.value);
-  for (int64_t slot = 0; slot < experts; ++slot) {
-    for (int64_t i = 0; i < width; ++i)
-      p.value.data<double>()[slot * width + i] = before[c.expert_order[slot] * width + i];
-  }
+  const int64_t experts = value.dim(0), width = value.num_elements() / experts;
+  const std::vector<T> before(data, data + value.num_elements());
+  for (int64_t slot = 0; slot < experts; ++slot)
+    std::copy_n(&before[c.expert_order[slot] * width], width, data + slot * width);
 }
 
-void FillParameters(const RigCase& c, const ParameterStore& store) {
+void FillParameters(const RigCase& c, const ParameterStore& store, const RigBackend& backend,
+                    Optimizer& optimizer) {
   const InitOptions init{.seed = 3, .standard_deviation = c.model.initializer_range};
+  const Context host = Context::Cpu();
   for (const CatalogEntry& entry : TensorCatalog(c.model, {.with_indexer = true})) {
-    for (const Parameter& p : store.parameters()) {
+    for (int id = 0; id < store.size(); ++id) {
+      const Parameter& p = store.at(id);
       if (SourceName(c, p.name) != entry.name) continue;
-      FillInitial(entry, init, p.box, p.value.dtype(), p.value.raw());
-      if (p.name.find("e_score_correction_bias") != std::string::npos)
-        p.value.data<double>()[0] += c.first_expert_bias;
-      Permute(c, p);
+      Tensor value = host.Empty(StatisticsOf(backend.dtype), p.value.shape());
+      FillInitial(entry, init, p.box, value.dtype(), value.raw());
+      if (backend.dtype == DType::kF64) {
+        AdjustGate<double>(c, p, value);
+      } else {
+        AdjustGate<float>(c, p, value);
+      }
+      if (backend.bf16_weights && p.group != ParameterGroup::kBuffer)
+        value = Cast(host, Cast(host, value, DType::kBF16), value.dtype());
+      optimizer.SetValues(id, 0, value, Optimizer::Origin::kSource);
     }
   }
 }
@@ -78,6 +91,7 @@ Microbatches MakeMicrobatches(const RigCase& c, const Recipe& recipe, const Stag
     rows += microbatch.num_samples * microbatch.seq_length;
     if (first / micro % dp != at.dp) continue;
     made.batches.push_back(MakeBatch(context, microbatch, layout.RowShareOf(world_rank)));
+    made.batches.back().number = first / micro;
   }
   made.scales = {.lm = 1.0 / static_cast<double>(targets),
                  .mtp = recipe.mtp_weight / static_cast<double>(mtp_targets),
@@ -86,49 +100,102 @@ Microbatches MakeMicrobatches(const RigCase& c, const Recipe& recipe, const Stag
   return made;
 }
 
-std::vector<double> Summed(Communicator& world, const Tensor& tensor) {
-  world.AllReduce("test", tensor);
-  return ToDoubles(tensor);
+// Over all ranks, on the host.
+Tensor Summed(const Context& context, Communicator& world, const Tensor& tensor) {
+  const Tensor sum = CopyToHost(context, tensor);
+  world.AllReduce("test", sum);
+  return sum;
 }
 
-std::vector<int64_t> SummedInts(Communicator& world, const Tensor& tensor) {
-  world.AllReduce("test", tensor);
-  const int64_t* data = tensor.data<int64_t>();
-  return {data, data + tensor.num_elements()};
+void ReadStats(const Context& context, Communicator& world, const StepStats& stats,
+               StepOutcome& outcome) {
+  const auto doubles = [&](const Tensor& tensor) {
+    return ToDoubles(Summed(context, world, tensor));
+  };
+  const auto integers = [&](const Tensor& tensor) {
+    const Tensor sum = Summed(context, world, tensor);
+    const int64_t* data = sum.data<int64_t>();
+    return std::vector<int64_t>(data, data + sum.num_elements());
+  };
+  outcome.lm_loss = doubles(stats.lm_loss_1)[0];
+  outcome.mtp_loss = doubles(stats.mtp_loss_1)[0];
+  outcome.balance = doubles(stats.balance_1)[0];
+  outcome.kl = doubles(stats.kl_L);
+  outcome.mass = doubles(stats.mass_L);
+  outcome.recall = doubles(stats.recall_L);
+  outcome.ties = doubles(stats.ties_L);
+  outcome.expert_counts = integers(stats.expert_counts_LE);
+  outcome.selection_hash = integers(stats.selection_hash_L);
 }
 
-void ReadStats(Communicator& world, const StepStats& stats, StepOutcome& outcome) {
-  outcome.lm_loss = Summed(world, stats.lm_loss_1)[0];
-  outcome.mtp_loss = Summed(world, stats.mtp_loss_1)[0];
-  outcome.balance = Summed(world, stats.balance_1)[0];
-  outcome.kl = Summed(world, stats.kl_L);
-  outcome.mass = Summed(world, stats.mass_L);
-  outcome.recall = Summed(world, stats.recall_L);
-  outcome.ties = Summed(world, stats.ties_L);
-  outcome.expert_counts = SummedInts(world, stats.expert_counts_LE);
-  outcome.selection_hash = SummedInts(world, stats.selection_hash_L);
-}
+// A group's flat buffers on the host, one copy a group.
+struct HostBuffers {
+  Tensor of[kNumParameterGroups];
+
+  template <typename Pick>
+  HostBuffers(const Context& context, const ParameterStore& store, Pick pick) {
+    for (int g = 0; g < kNumParameterGroups; ++g) {
+      const Tensor& buffer = pick(store.buffer(static_cast<ParameterGroup>(g)));
+      if (!buffer.empty()) of[g] = CopyToHost(context, buffer);
+    }
+  }
+  Tensor Of(const Parameter& p) const {
+    return of[static_cast<int>(p.group)].Flat(p.begin, p.value.num_elements());
+  }
+};
 
 // Each group's shards are gathered over its axis: afterwards every rank has the whole sum of what
 // it holds.
-void ReadGradients(Optimizer& optimizer, const ParameterStore& store, StepOutcome& outcome) {
+void ReadGradients(const Context& context, Optimizer& optimizer, const ParameterStore& store,
+                   StepOutcome& outcome) {
   for (const OptimizerShard& shard : optimizer.shards()) {
+    if (!shard.trains()) continue;
     const Tensor& grad = store.buffer(shard.group).grad;
     const Bucket& bucket = store.buckets()[shard.bucket];
     shard.axis->AllGather("test gradients", grad.Flat(shard.begin, shard.count),
                           grad.Flat(bucket.begin, bucket.count));
   }
+  const HostBuffers host(context, store,
+                         [](const FlatBuffer& buffer) -> const Tensor& { return buffer.grad; });
   for (const Parameter& p : store.parameters()) {
-    if (!p.grad.empty()) outcome.gradients.push_back({p.name, p.box, ToDoubles(p.grad)});
+    if (!p.grad.empty()) outcome.gradients.push_back({p.name, p.box, ToDoubles(host.Of(p))});
   }
 }
 
-void ReadValues(Optimizer& optimizer, const ParameterStore& store, double lr,
-                StepOutcome& outcome) {
-  optimizer.Update(lr, /*step=*/1);
-  optimizer.GatherParameters();
+// What the model computes with; of rounded ones that train, the masters of all ranks of the axis.
+std::vector<StepOutcome::Piece> ReadValues(const Context& context, const Optimizer& optimizer,
+                                           const ParameterStore& store, bool* rounded_masters) {
+  const HostBuffers host(context, store,
+                         [](const FlatBuffer& buffer) -> const Tensor& { return buffer.value; });
+  std::vector<StepOutcome::Piece> pieces;
   for (const Parameter& p : store.parameters())
-    outcome.values.push_back({p.name, p.box, ToDoubles(p.value)});
+    pieces.push_back({p.name, p.box, ToDoubles(host.Of(p))});
+  for (const OptimizerShard& shard : optimizer.shards()) {
+    const Bucket& bucket = store.buckets()[shard.bucket];
+    if (!shard.trains() || shard.master.dtype() == store.buffer(shard.group).value.dtype())
+      continue;
+    const Tensor masters = context.Empty(shard.master.dtype(), {bucket.count});
+    shard.axis->AllGather("test masters", shard.master, masters);
+    const Tensor on_host = CopyToHost(context, masters);
+    for (const int id : bucket.parameters) {
+      const Parameter& p = store.at(id);
+      const Tensor master = on_host.Flat(p.begin - bucket.begin, p.value.num_elements());
+      const Tensor rounded = Cast(Context::Cpu(), master, p.value.dtype());
+      if (!SameBits(rounded, host.Of(p))) *rounded_masters = false;
+      pieces[id].values = ToDoubles(master);
+    }
+  }
+  return pieces;
+}
+
+std::vector<StepOutcome::Piece> Difference(const std::vector<StepOutcome::Piece>& after,
+                                           const std::vector<StepOutcome::Piece>& before) {
+  std::vector<StepOutcome::Piece> difference = after;
+  for (size_t p = 0; p < after.size(); ++p) {
+    for (size_t i = 0; i < after[p].values.size(); ++i)
+      difference[p].values[i] -= before[p].values[i];
+  }
+  return difference;
 }
 
 // A pass without backward: the losses of each row, by its place in the microbatch.
@@ -141,22 +208,24 @@ absl::Status ReadValidation(const ModelContext& model_context, const Model& mode
   Communicator& pp = *model_context.axes.pp;
   PassOptions pass;
   pass.train = false;
-  StepStats stats =
-      StepStats::Zeros(model_context.context, model_context.config.num_hidden_layers + 1,
-                       model_context.config.n_routed_experts);
+  const Context& context = model_context.context;
+  StepStats stats = StepStats::Zeros(context, model_context.config.num_hidden_layers + 1,
+                                     model_context.config.n_routed_experts);
   const int64_t rows = step.batches.front().num_keys();
-  const Tensor sums_2T = model_context.context.Zeros(DType::kF64, {2, rows});
+  const Tensor sums_2T = Context::Cpu().Zeros(DType::kF64, {2, rows});
   ModelWork work(model_context, model, step.batches, pass, PassKind::kValidate, stats);
   work.set_loss_reader([&](const Batch& batch, const Tensor& loss_R) {
+    const std::vector<double> losses = ToDoubles(CopyToHost(context, loss_R));
     for (int64_t r = 0; r < batch.num_rows(); ++r) {
-      const int32_t row = batch.row_R.data<int32_t>()[r];
+      const int32_t row = batch.host.row_G[batch.host.own_begin + r];
       if (batch.host.target_G[batch.host.own_begin + r] < 0) continue;
-      sums_2T.data<double>()[row] += loss_R.data<double>()[r];
+      sums_2T.data<double>()[row] += losses[r];
       sums_2T.data<double>()[rows + row] += 1;
     }
   });
   RunPipeline(schedule.schedule.programs[pp.rank()], layout.part_rank, pp, work);
-  const std::vector<double> sums = Summed(world, sums_2T);
+  world.AllReduce("test", sums_2T);
+  const std::vector<double> sums = ToDoubles(sums_2T);
   outcome.validation_loss.assign(sums.begin(), sums.begin() + rows);
   outcome.validation_targets.assign(sums.begin() + rows, sums.end());
   return absl::OkStatus();
@@ -164,49 +233,74 @@ absl::Status ReadValidation(const ModelContext& model_context, const Model& mode
 
 }  // namespace
 
-absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world) {
-  Context context = Context::Cpu();
-  ASSIGN_OR_RETURN(Recipe recipe, MakeRecipe(c.stage, c.model));
+absl::StatusOr<GridCommunicators> SplitForCase(const RigCase& c, Communicator& world) {
+  ASSIGN_OR_RETURN(const Recipe recipe, MakeRecipe(c.stage, c.model));
+  ASSIGN_OR_RETURN(const StageLayout layout,
+                   MakeStageLayout(c.stage, c.model, recipe, world.size()));
+  return SplitGrid(world, layout.grid, layout.embedding_stages, layout.expert_node_size);
+}
+
+absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world,
+                                       const RigBackend& backend) {
+  Context context = backend.context;
+  ASSIGN_OR_RETURN(Recipe recipe, MakeRecipe(c.stage, c.model, context.device().kind));
   ASSIGN_OR_RETURN(const StageLayout layout,
                    MakeStageLayout(c.stage, c.model, recipe, world.size()));
   recipe.options.expert_rows = c.expert_rows >= 0 ? c.expert_rows : layout.expert_rows;
   if (c.attention_chunk > 0) recipe.options.attention_chunk = c.attention_chunk;
   ASSIGN_OR_RETURN(const CheckedSchedule schedule, MakeCheckedSchedule(layout.schedule));
-  const GridCommunicators axes =
-      SplitGrid(world, layout.grid, layout.embedding_stages, layout.expert_node_size);
+  GridCommunicators own_axes;
+  if (backend.axes == nullptr) {
+    own_axes = SplitGrid(world, layout.grid, layout.embedding_stages, layout.expert_node_size);
+  }
+  const GridCommunicators& axes = backend.axes == nullptr ? own_axes : *backend.axes;
 
   ParameterStore store;
   const Model model(c.model, layout.PartsOf(axes.pp->rank()), recipe.use_indexer,
                     layout.PlacementOf(world.rank()), store);
-  store.Allocate(context, DType::kF64, axes, recipe.trained, c.bucket_elements);
-  FillParameters(c, store);
+  store.Allocate(context, backend.dtype, axes, recipe.trained, c.bucket_elements);
   Optimizer optimizer(context, store, c.stage.optimizer, recipe.trained, axes, world);
-  const RopeTable rope = MakeModelRope(context, c.model, DType::kF64, c.stage.data.seq_length);
+  FillParameters(c, store, backend, optimizer);
+  const RopeTable rope = MakeModelRope(context, c.model, backend.dtype, c.stage.data.seq_length);
 
   const Microbatches step = MakeMicrobatches(c, recipe, layout, context, world.rank());
   PassOptions pass;
   pass.scales = step.scales;
   pass.measure_indexer = c.measure_indexer;
-  StepStats stats =
-      StepStats::Zeros(context, c.model.num_hidden_layers + 1, c.model.n_routed_experts);
-  const ModelContext model_context{context, c.model, recipe.options, store, rope, axes};
+  const ModelContext model_context{context, c.model, recipe.options, store,
+                                   rope,    axes,    backend.replay};
   StepOutcome outcome;
   if (c.validate) {
     RETURN_IF_ERROR(ReadValidation(model_context, model, layout, step, world, outcome));
   }
-  ModelWork work(model_context, model, step.batches, pass,
-                 recipe.forward_only ? PassKind::kWarmUp : PassKind::kTrain, stats);
-  optimizer.ZeroGradients();
-  work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
-  RunPipeline(schedule.schedule.programs[axes.pp->rank()], layout.part_rank, *axes.pp, work);
-
-  ReadStats(world, stats, outcome);
-  optimizer.ReduceGradients();
-  optimizer.ComputeNorms();
-  outcome.norm_main = optimizer.Norm(ClipGroup::kMain).value_or(0);
-  outcome.norm_indexer = optimizer.Norm(ClipGroup::kIndexer).value_or(0);
-  ReadGradients(optimizer, store, outcome);
-  ReadValues(optimizer, store, c.stage.optimizer.lr, outcome);
+  const Program& program = schedule.schedule.programs[axes.pp->rank()];
+  const PassKind kind = recipe.forward_only ? PassKind::kWarmUp : PassKind::kTrain;
+  const bool rounded = backend.dtype != StatisticsOf(backend.dtype);
+  for (int number = 1; number <= c.steps; ++number) {
+    StepStats stats =
+        StepStats::Zeros(context, c.model.num_hidden_layers + 1, c.model.n_routed_experts);
+    ModelWork work(model_context, model, step.batches, pass, kind, stats);
+    optimizer.ZeroGradients();
+    work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
+    RunPipeline(program, layout.part_rank, *axes.pp, work);
+    optimizer.ReduceGradients();
+    optimizer.ComputeNorms();
+    const bool last = number == c.steps;
+    std::vector<StepOutcome::Piece> before;
+    if (last) {
+      ReadStats(context, world, stats, outcome);
+      outcome.norm_main = optimizer.Norm(ClipGroup::kMain).value_or(0);
+      outcome.norm_indexer = optimizer.Norm(ClipGroup::kIndexer).value_or(0);
+      ReadGradients(context, optimizer, store, outcome);
+      if (rounded)
+        before = ReadValues(context, optimizer, store, &outcome.values_are_rounded_masters);
+    }
+    optimizer.Update(c.stage.optimizer.lr, number);
+    optimizer.GatherParameters();
+    if (!last) continue;
+    outcome.values = ReadValues(context, optimizer, store, &outcome.values_are_rounded_masters);
+    if (rounded) outcome.changes = Difference(outcome.values, before);
+  }
   return outcome;
 }
 

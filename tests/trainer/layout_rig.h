@@ -1,5 +1,5 @@
-// LayoutRig: one training step's gradients of a small model under any layout, on the ranks of a
-// communicator; and what is compared between layouts.
+// LayoutRig: training steps of a small model under any layout, on the ranks of a communicator, on
+// the CPU in fp64 or on GPUs in bf16; and what is compared between layouts.
 #pragma once
 
 #include <map>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/model/choice_replay.h"
 #include "trainer/model_work.h"
 #include "trainer/optimizer.h"
 #include "trainer/stage_layout.h"
@@ -27,6 +28,17 @@ struct RigCase {
   std::vector<int> expert_order;   // new place of each expert of every layer; empty: as they are
   // Added to the router's bias of expert 0: all tokens go there (positive) or none (negative).
   double first_expert_bias = 0;
+  int steps = 1;  // on the same batch; losses and gradients are the last one's
+};
+
+// What computes a case. The communicator must carry the context's tensors.
+struct RigBackend {
+  Context context = Context::Cpu();
+  DType dtype = DType::kF64;  // of activations and working weights
+  bool bf16_weights = false;  // the values of a bf16 run, whatever the dtype
+  ChoiceReplay* replay = nullptr;
+  // The grid of another case of the same layout, whose recipe may differ; null: split anew.
+  const GridCommunicators* axes = nullptr;
 };
 
 // What does not depend on the layout: summed over all ranks, whole tensors by the checkpoint's
@@ -46,10 +58,16 @@ struct StepOutcome {
     std::vector<double> values;
   };
   std::vector<Piece> gradients;  // after the reduction
-  std::vector<Piece> values;     // after the update
+  std::vector<Piece> values;     // after the update: the masters where the model's are rounded
+  // Where the model's values are rounded: whether each is its master, rounded, and how far the
+  // update moved the masters of what trains.
+  bool values_are_rounded_masters = true;
+  std::vector<Piece> changes;
 };
 
 // On every rank of `world`, together. ConfigError when the layout cannot be.
-absl::StatusOr<StepOutcome> RunOneStep(const RigCase& rig_case, Communicator& world);
+absl::StatusOr<StepOutcome> RunOneStep(const RigCase& rig_case, Communicator& world,
+                                       const RigBackend& backend = {});
+absl::StatusOr<GridCommunicators> SplitForCase(const RigCase& rig_case, Communicator& world);
 
 }  // namespace baleen::testing

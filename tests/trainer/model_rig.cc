@@ -97,7 +97,7 @@ Batch ModelRig::BatchOf(const std::vector<double>& tokens, int64_t sequences) co
 void ModelRig::Train(const Batch& batch, const PassOptions& pass, StepStats& stats,
                      ModelPart::Saved& saved) {
   network().Forward(context(), batch, pass, Tensor(), stats, saved);
-  network().BackwardInput(context(), batch, pass, Tensor(), saved);
+  network().BackwardInput(context(), batch, pass, Tensor(), stats, saved);
   network().BackwardWeight(context(), batch, pass, stats, saved);
 }
 

@@ -79,7 +79,9 @@ class Rig {
     moe_.Dispatch(model, batch, x_RD, /*balance_loss=*/true, saved_);
     const Tensor shared = moe_.Experts(model, saved_);
     y_RD = moe_.Combine(model, shared, saved_);
-    balance_loss = moe_.BalanceLoss(model, batch, saved_);
+    const Tensor balance_1 = context_.Zeros(DType::kF64, {1});
+    moe_.AddBalanceLoss(model, batch, saved_, balance_1);
+    balance_loss = balance_1.data<double>()[0];
     if (drop) moe_.DropExpanded(saved_);
     moe_.BackwardCombine(model, dy_RD, saved_);
     const Tensor dexperts = moe_.BackwardExperts(model, saved_);

@@ -89,12 +89,48 @@ TEST(Plan, OfAGpuHasBf16WeightsAndFp32Gradients) {
   const auto bytes = [](const StagePlan& plan, const char* use) {
     return static_cast<double>(plan.ranks[0].uses.at(use).bytes);
   };
-  EXPECT_DOUBLE_EQ(bytes(bf16, "parameters"), bytes(fp32, "parameters") / 2);
+  // But the router's biases: 6 layers x 8 experts, padded to 64 elements each, stay fp32.
+  const double biases = 4 * 64 * 6;
+  EXPECT_NEAR(bytes(bf16, "parameters"), (bytes(fp32, "parameters") + biases) / 2, biases / 2);
   EXPECT_DOUBLE_EQ(bytes(bf16, "gradients"), bytes(fp32, "gradients"));
   // Master weights and two moments against two moments.
   EXPECT_NEAR(bytes(bf16, "optimizer") / bytes(fp32, "optimizer"), 1.5, 0.01);
   EXPECT_LT(bf16.ranks[0].uses.at("activations").peak_bytes,
             fp32.ranks[0].uses.at("activations").peak_bytes * 3 / 4);
+}
+
+// An op in a dry context aborts where it is handed a dtype that the op of a GPU does not take:
+// bf16 activations and weights, fp32 statistics, gradients and router biases.
+TEST(Plan, HandsEveryOpTheDtypesOfAGpu) {
+  for (const auto& [attention, train, kernel] :
+       {std::tuple{AttentionMode::kSparse, TrainMode::kAll, AttentionKernel::kSparse},
+        {AttentionMode::kSparse, TrainMode::kAll, AttentionKernel::kMaskedDense},
+        {AttentionMode::kDense, TrainMode::kAll, AttentionKernel::kAuto},
+        {AttentionMode::kDense, TrainMode::kIndexer, AttentionKernel::kAuto}}) {
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+      for (const bool parallel : {false, true}) {
+        PlanRequest request = Request(parallel ? 8 : 1);
+        StageConfig& stage = request.stage;
+        stage.attention = attention;
+        stage.train = train;
+        stage.dsa.kernel = kernel;
+        stage.dsa.indexer_dtype = IndexerDType::kFp8;
+        stage.dsa.hadamard = true;
+        stage.recompute = recompute;
+        stage.losses.balance = 1e-3;
+        stage.optimizer.moments = MomentsDType::kBf16;
+        if (parallel) {
+          stage.parallelism.tensor = train == TrainMode::kAll ? 2 : 1;
+          stage.parallelism.context = 2;
+          stage.parallelism.pipeline = 2;
+          stage.parallelism.expert = 4;
+          stage.parallelism.expert_node_size = 2;
+        }
+        ASSERT_OK_AND_ASSIGN(const StagePlan plan, PlanStage(request));
+        EXPECT_GT(plan.step_seconds, 0);
+      }
+    }
+  }
 }
 
 TEST(Plan, SaysTheSameOfEqualPipelineStages) {
@@ -139,7 +175,7 @@ TEST(Plan, RefusesWhatTrainingRefuses) {
   PlanRequest request = Request(6);
   request.stage.parallelism.tensor = 4;
   EXPECT_THAT(PlanStage(request), HasStatus(absl::StatusCode::kInvalidArgument, "6 ranks"));
-  EXPECT_THAT(FindDevice("tpu", GemmPrecision::kAuto),
+  EXPECT_THAT(FindDevice("tpu"),
               HasStatus(absl::StatusCode::kInvalidArgument, "h100, h200 and cpu"));
 }
 

@@ -149,7 +149,7 @@ std::vector<Held> HeldBy(TrainingStage& stage) {
   for (const Parameter& p : stage.parameters().parameters()) {
     pieces.push_back({p.name, p.global_shape, p.box, 0, p.value});
     for (const OptimizerShard& shard : stage.optimizer().shards()) {
-      if (shard.group != p.group) continue;
+      if (shard.group != p.group || !shard.trains()) continue;
       const int64_t begin = std::max(p.begin, shard.begin);
       const int64_t end = std::min(p.begin + p.value.num_elements(), shard.begin + shard.count);
       if (begin >= end) continue;

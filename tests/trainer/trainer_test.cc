@@ -113,6 +113,23 @@ TEST(Recipe, ChoosesTheCheaperKernelOnBothSidesOfTheCrossover) {
   EXPECT_EQ(asked.options.attention, AttentionForm::kMaskedDense);
 }
 
+// On a GPU the kernels' speeds decide: the masked form has no kernel on tensor cores.
+TEST(Recipe, ChoosesByMeasuredSpeedOnAGpu) {
+  StageConfig stage = Stage(AttentionMode::kSparse, TrainMode::kAll);
+  const ModelConfig model;
+  // 2048 and fewer keys: all of them are selected, and the masked form has a third of the work.
+  stage.data.seq_length = 2048;
+  ASSERT_OK_AND_ASSIGN(const Recipe sparse, MakeRecipe(stage, model, DeviceKind::kCuda));
+  EXPECT_EQ(sparse.options.attention, AttentionForm::kSparse) << sparse.kernel;
+  // In fp32 both run on ordinary cores.
+  stage.precision.compute = Compute::kFp32;
+  ASSERT_OK_AND_ASSIGN(const Recipe masked, MakeRecipe(stage, model, DeviceKind::kCuda));
+  EXPECT_EQ(masked.options.attention, AttentionForm::kMaskedDense) << masked.kernel;
+  stage.data.seq_length = 131072;
+  ASSERT_OK_AND_ASSIGN(const Recipe long_rows, MakeRecipe(stage, model, DeviceKind::kCuda));
+  EXPECT_EQ(long_rows.options.attention, AttentionForm::kSparse) << long_rows.kernel;
+}
+
 TEST(Flops, CountTheAttentionThatIsAskedFor) {
   const ModelConfig model;
   StageConfig stage = Stage(AttentionMode::kDense, TrainMode::kAll);

@@ -14,6 +14,16 @@ Tensor IntTensor(const Context& context, const std::vector<int32_t>& values) {
   return CopyToDevice(context, tensor);
 }
 
+KeyWindows MakeKeyWindows(const Context& context, const std::vector<int32_t>& begins,
+                          const std::vector<int32_t>& ends) {
+  KeyWindows windows{IntTensor(context, begins), IntTensor(context, ends), {}, {}};
+  if (context.device().kind == DeviceKind::kCpu) return windows;
+  const Context host = Context::Cpu();
+  windows.host_begin_T = IntTensor(host, begins);
+  windows.host_end_T = IntTensor(host, ends);
+  return windows;
+}
+
 std::vector<int32_t> ZigzagRows(int64_t num_sequences, int64_t seq_length, int rank, int size) {
   const int64_t chunk = size == 1 ? seq_length : seq_length / (2 * size);
   CHECK(size == 1 || seq_length % (2 * size) == 0) << seq_length << " over " << size;

@@ -31,6 +31,7 @@ std::vector<int32_t> ZigzagRows(int64_t num_sequences, int64_t seq_length, int r
 struct Batch {
   int64_t num_sequences = 0;
   int64_t seq_length = 0;
+  int64_t number = 0;  // which microbatch of the step, over all ranks; for ChoiceReplay
   // Of the group's rows (all kI32):
   Tensor tokens_G;
   Tensor targets_G;      // -1: no loss
@@ -61,5 +62,8 @@ struct Batch {
 
 // kI32 on the context's device.
 Tensor IntTensor(const Context& context, const std::vector<int32_t>& values);
+// Windows with their host copies.
+KeyWindows MakeKeyWindows(const Context& context, const std::vector<int32_t>& begins,
+                          const std::vector<int32_t>& ends);
 
 }  // namespace baleen

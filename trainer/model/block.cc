@@ -4,6 +4,7 @@
 #include "kernels/ops/reduce.h"
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/selection_hash.h"
+#include "trainer/model/choice_replay.h"
 #include "trainer/model/measure_selection.h"
 
 namespace baleen {
@@ -82,10 +83,15 @@ void Block::SelectKeys(const ModelContext& model, const Batch& batch, StepStats&
   }
   const TopkResult selected = indexer_->Select(model, batch, saved.indexer);
   saved.ids_RK = selected.ids_TK;
+  if (model.replay != nullptr) {
+    saved.ids_RK = model.replay->Choose(model.context, ChoiceReplay::Kind::kKeys,
+                                        absl::StrCat("layer ", layer_), batch, selected.ids_TK);
+  }
   AddIntSum(model.context, selected.ties_T, stats.ties_L.Rows(layer_, layer_ + 1));
   AddSelectionHash(model.context, batch.row_R, saved.ids_RK,
                    stats.selection_hash_L.Rows(layer_, layer_ + 1));
   CountNanRow(model.context, selected.nan_row_1, stats.nan_rows_1);
+  if (!model.options.replaced_ids_RK.empty()) saved.ids_RK = model.options.replaced_ids_RK;
 }
 
 void Block::Attend(const ModelContext& model, const Batch& batch, Saved& saved) const {
@@ -122,7 +128,7 @@ void Block::CountTokens(const ModelContext& model, const Batch& batch, StepStats
   CountExperts(
       model.context, saved.moe.route.expert_ids_TA,
       stats.expert_counts_LE.Rows(layer_, layer_ + 1).Reshaped({model.config.n_routed_experts}));
-  stats.balance_1.data<double>()[0] += moe_->BalanceLoss(model, batch, saved.moe);
+  moe_->AddBalanceLoss(model, batch, saved.moe, stats.balance_1);
 }
 
 void Block::Drop(const ModelContext& model, Saved& saved) const {
@@ -151,8 +157,10 @@ void Block::Recompute(const ModelContext& model, const Batch& batch, const PassO
   Normalise(model, batch, saved);
   Attend(model, batch, saved);
   Dispatch(model, batch, pass, saved);
-  RunExperts(model, saved);
-  Combine(model, saved);
+  // The backward makes the inner activations of MLP and experts where it finds none; nobody asks
+  // for their outputs, which experts on other ranks would have to send once more.
+  if (mlp_) saved.mlp.x_RD = saved.h_norm;
+  if (moe_) saved.moe.shared.x_RD = saved.h_norm;
   saved.complete = true;
 }
 

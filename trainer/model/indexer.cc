@@ -73,7 +73,7 @@ void Indexer::Forward(const ModelContext& model, const Batch& batch, const Tenso
   saved.k_rstd = k_norm.rstd;
   saved.k_RJ =
       Transform(model, batch, k_norm.y.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
-  saved.w_RI = Linear(context, x_RD, weights.value(weights_proj_));
+  saved.w_RI = LinearToStatistics(context, x_RD, weights.value(weights_proj_));
   ScaleInPlace(context, saved.w_RI, model.config.index_scale());
   GatherIndexKeys(model, batch, saved);
 }
@@ -94,8 +94,7 @@ TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
   FillInt(context, result.nan_row_1, -1);
   for (int64_t begin = 0; begin < rows; begin += model.options.query_chunk) {
     const int64_t end = std::min(rows, begin + model.options.query_chunk);
-    const KeyWindows windows{batch.windows_R.begin_T.Rows(begin, end),
-                             batch.windows_R.end_T.Rows(begin, end)};
+    const KeyWindows windows = batch.windows_R.Rows(begin, end);
     const Tensor scores = IndexerScores(context, saved.q_RIJ.Rows(begin, end), saved.k_TJ,
                                         saved.w_RI.Rows(begin, end), windows);
     const TopkResult chunk = TopkSelect(context, scores, windows, topk);
@@ -110,7 +109,8 @@ Tensor Indexer::SparseLossBackward(const ModelContext& model, const Batch& batch
                                    const Tensor& ids_RK, const Tensor& target_RK, double grad_scale,
                                    Saved& saved) const {
   if (saved.k_TJ.empty()) GatherIndexKeys(model, batch, saved);
-  const Tensor dk_TJ = model.context.Zeros(saved.k_TJ.dtype(), saved.k_TJ.shape());
+  const Tensor dk_TJ =
+      model.context.Zeros(StatisticsOf(saved.k_TJ.dtype()), saved.k_TJ.shape());
   const double target_scale = 1.0 / static_cast<double>(model.config.num_attention_heads);
   const IndexerLossResult loss =
       SparseIndexerLoss(model.context, saved.q_RIJ, saved.k_TJ, saved.w_RI, ids_RK, target_RK,
@@ -123,15 +123,14 @@ Tensor Indexer::DenseLossBackward(const ModelContext& model, const Batch& batch,
                                   const std::vector<DenseTarget>& targets, double grad_scale,
                                   Saved& saved) const {
   const Context& context = model.context;
-  const Tensor dk_TJ = context.Zeros(saved.k_TJ.dtype(), saved.k_TJ.shape());
+  const Tensor dk_TJ = context.Zeros(StatisticsOf(saved.k_TJ.dtype()), saved.k_TJ.shape());
   IndexerLossResult loss{.loss_T = context.Empty(saved.w_RI.dtype(), {saved.w_RI.dim(0)}),
                          .dq_TIJ = context.Empty(saved.q_RIJ.dtype(), saved.q_RIJ.shape()),
                          .dw_TI = context.Empty(saved.w_RI.dtype(), saved.w_RI.shape())};
   int64_t begin = 0;
   for (const DenseTarget& target : targets) {
     const int64_t end = begin + target.q_THQ.dim(0);
-    const KeyWindows windows{batch.windows_R.begin_T.Rows(begin, end),
-                             batch.windows_R.end_T.Rows(begin, end)};
+    const KeyWindows windows = batch.windows_R.Rows(begin, end);
     const IndexerLossResult chunk = DenseIndexerLoss(
         context, saved.q_RIJ.Rows(begin, end), saved.k_TJ, saved.w_RI.Rows(begin, end), target,
         windows, grad_scale, model.options.key_tile, dk_TJ);
@@ -152,10 +151,13 @@ void Indexer::BackwardWeight(const ModelContext& model, const Batch& batch,
   const ParameterStore& weights = model.parameters;
   const int64_t rows = saved.x_RD.dim(0);
   ScaleInPlace(context, loss.dw_TI, model.config.index_scale());
-  LinearBackwardWeight(context, loss.dw_TI, saved.x_RD, weights.grad(weights_proj_));
+  const DType dtype = saved.x_RD.dtype();
+  LinearBackwardWeight(context, InDtype(context, loss.dw_TI, dtype), saved.x_RD,
+                       weights.grad(weights_proj_));
   const Tensor dq = TransformBackward(model, batch, loss.dq_TIJ).Reshaped({rows, heads_ * width_});
   LinearBackwardWeight(context, dq, saved.qr_R, weights.grad(wq_b_));
-  const Tensor dk_RJ = ReduceScatterKeys(model, batch, label_ + " key gradient", dk_TJ);
+  const Tensor dk_RJ = InDtype(
+      context, ReduceScatterKeys(model, batch, label_ + " key gradient", dk_TJ), dtype);
   const Tensor dk =
       TransformBackward(model, batch, dk_RJ.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
   LayerNormBackwardWeight(context, dk, saved.k_pre, saved.k_mean, saved.k_rstd,

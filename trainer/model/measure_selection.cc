@@ -74,7 +74,7 @@ SelectionQualityResult MeasureSelection(const ModelContext& model, const Batch& 
 
   const Tensor own = IntTensor(context, sampled.own_row);
   const int64_t begin = sampled.first_own, end = begin + own.num_elements();
-  const KeyWindows windows{windows_S.begin_T.Rows(begin, end), windows_S.end_T.Rows(begin, end)};
+  const KeyWindows windows = windows_S.Rows(begin, end);
   const Tensor scores = IndexerScores(context, PickRows(context, index.q_RIJ, own), index.k_TJ,
                                       PickRows(context, index.w_RI, own), windows);
   const TopkResult selected = TopkSelect(context, scores, windows, model.config.index_topk);

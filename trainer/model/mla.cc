@@ -6,6 +6,7 @@
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/permute.h"
 #include "kernels/ops/strided.h"
+#include "trainer/model/linear.h"
 #include "trainer/model/row_exchange.h"
 
 namespace baleen {
@@ -58,11 +59,12 @@ void Mla::Project(const ModelContext& model, const Batch& batch, const Tensor& x
   const ParameterStore& weights = model.parameters;
   const double eps = model.config.rms_norm_eps;
   saved.x_RD = x_RD;
-  saved.q_a = Linear(context, x_RD, weights.value(q_a_proj_));
+  const ProjectionRows rows(x_RD);
+  saved.q_a = ProjectForward(model, rows, q_a_proj_);
   const RmsNormResult q_norm = RmsNorm(context, saved.q_a, weights.value(q_a_layernorm_), eps);
   saved.qr_R = q_norm.y;
   saved.q_a_rstd = q_norm.rstd;
-  saved.kv_a = Linear(context, x_RD, weights.value(kv_a_proj_));
+  saved.kv_a = ProjectForward(model, rows, kv_a_proj_);
   const RmsNormResult kv_norm = RmsNorm(context, SliceColumns(context, saved.kv_a, 0, latent_),
                                         weights.value(kv_a_layernorm_), eps);
   saved.c_R = kv_norm.y;
@@ -90,8 +92,8 @@ void Mla::GatherLatents(const ModelContext& model, const Batch& batch, Saved& sa
 
 Tensor Mla::RotatedQuery(const ModelContext& model, const Tensor& qr,
                          const Tensor& positions) const {
-  const Tensor q_THQ = Linear(model.context, qr, model.parameters.value(q_b_proj_))
-                           .Reshaped({qr.dim(0), heads_, nope_ + rope_});
+  const Tensor q_THQ =
+      ProjectForward(model, qr, q_b_proj_).Reshaped({qr.dim(0), heads_, nope_ + rope_});
   ApplyRope(model.context, PerHead(q_THQ).Columns(nope_, rope_), positions, model.rope,
             RopeLayout::kInterleaved, RopeDirection::kForward);
   return q_THQ;
@@ -102,8 +104,7 @@ void Mla::ExpandKeys(const ModelContext& model, const Tensor& c_T, const Tensor&
                      Tensor& k_THQ, Tensor& v_THV) const {
   const Context& context = model.context;
   const int64_t rows = c_T.dim(0);
-  const Tensor kv = Linear(context, c_T, model.parameters.value(kv_b_proj_))
-                        .Reshaped({rows, heads_, nope_ + value_});
+  const Tensor kv = ProjectForward(model, c_T, kv_b_proj_).Reshaped({rows, heads_, nope_ + value_});
   k_THQ = context.Empty(c_T.dtype(), {rows, heads_, nope_ + rope_});
   v_THV = context.Empty(c_T.dtype(), {rows, heads_, value_});
   CopyView(context, PerHead(kv).Columns(0, nope_), PerHead(k_THQ).Columns(0, nope_));
@@ -128,14 +129,6 @@ void Mla::ExpandQuery(const ModelContext& model, const Batch& batch, const Saved
            PerHead(chunk.q_absorbed_THC).Columns(latent_, rope_));
 }
 
-namespace {
-
-KeyWindows WindowsOf(const KeyWindows& windows, int64_t begin, int64_t end) {
-  return {windows.begin_T.Rows(begin, end), windows.end_T.Rows(begin, end)};
-}
-
-}  // namespace
-
 void Mla::RunChunk(const ModelContext& model, const Batch& batch, Saved& saved,
                    Chunk& chunk) const {
   const Context& context = model.context;
@@ -145,7 +138,7 @@ void Mla::RunChunk(const ModelContext& model, const Batch& batch, Saved& saved,
   switch (model.options.attention) {
     case AttentionForm::kDense:
       chunk.core = Attention(context, chunk.q_THQ, saved.k_THQ, saved.v_THV,
-                             WindowsOf(batch.windows_G, chunk.begin, chunk.end), scale);
+                             batch.windows_G.Rows(chunk.begin, chunk.end), scale);
       break;
     case AttentionForm::kMaskedDense:
       chunk.core = MaskedAttention(context, chunk.q_THQ, saved.k_THQ, saved.v_THV,
@@ -176,9 +169,11 @@ void Mla::RunCore(const ModelContext& model, const Batch& batch, Saved& saved) c
     chunk.begin = begin;
     chunk.end = std::min(rows, begin + step);
     RunChunk(model, batch, saved, chunk);
-    // With several chunks the expanded tensors of one are what lives at a time; the warm-up's target
-    // needs all queries. o~ is as wide as they are: the backward runs the chunk again.
-    if (rows > step && model.options.indexer_loss != IndexerLossKind::kDense) {
+    // With several chunks the expanded tensors of one are what lives at a time, unless all is to be
+    // kept; the warm-up's target needs all queries. o~ is as wide as they are: the backward runs
+    // the chunk again.
+    if (rows > step && model.options.recompute != RecomputeMode::kNone &&
+        model.options.indexer_loss != IndexerLossKind::kDense) {
       DropQuery(chunk);
       if (model.options.attention == AttentionForm::kSparse) chunk.core.o_THV = Tensor();
     }
@@ -191,8 +186,7 @@ Tensor Mla::Attend(const ModelContext& model, const Batch& batch, const Tensor& 
   saved.ids_RK = ids_RK;
   RunCore(model, batch, saved);
   const Tensor out_GD =
-      Linear(model.context, saved.o_GHV.Reshaped({saved.o_GHV.dim(0), heads_ * value_}),
-             model.parameters.value(o_proj_));
+      ProjectForward(model, saved.o_GHV.Reshaped({saved.o_GHV.dim(0), heads_ * value_}), o_proj_);
   return ReduceScatterGroup(model, label_ + " output", out_GD);
 }
 
@@ -237,7 +231,7 @@ void Mla::BackwardDenseCore(const ModelContext& model, const Batch& batch, Saved
   const double scale = model.config.softmax_scale();
   if (model.options.attention == AttentionForm::kDense) {
     chunk.dq_THQ = AttentionBackward(context, chunk.do_THV, chunk.q_THQ, saved.k_THQ, saved.v_THV,
-                                     chunk.core, WindowsOf(batch.windows_G, chunk.begin, chunk.end),
+                                     chunk.core, batch.windows_G.Rows(chunk.begin, chunk.end),
                                      scale, keys.dk_THQ, keys.dv_THV);
     return;
   }
@@ -269,9 +263,9 @@ void Mla::BackwardAbsorbedCore(const ModelContext& model, Saved& saved, Chunk& c
 void Mla::BackwardChunk(const ModelContext& model, const Batch& batch, Saved& saved, Chunk& chunk,
                         const Tensor& target_TK, KeyGradients& keys) const {
   const Context& context = model.context;
-  chunk.do_THV = LinearBackwardInput(context, saved.dout_GD.Rows(chunk.begin, chunk.end),
-                                     model.parameters.value(o_proj_))
-                     .Reshaped({chunk.end - chunk.begin, heads_, value_});
+  chunk.do_THV =
+      ProjectBackwardInput(model, saved.dout_GD.Rows(chunk.begin, chunk.end), o_proj_)
+          .Reshaped({chunk.end - chunk.begin, heads_, value_});
   if (chunk.core.o_THV.empty()) {
     RunChunk(model, batch, saved, chunk);
   } else if (chunk.q_THQ.empty()) {
@@ -288,23 +282,24 @@ void Mla::BackwardChunk(const ModelContext& model, const Batch& batch, Saved& sa
 }
 
 // The gradient of [c | rotated k_rope] of all keys, a partial sum over the rank's heads and rows.
-Tensor Mla::JoinKeyGradients(const ModelContext& model, const KeyGradients& keys,
+Tensor Mla::JoinKeyGradients(const ModelContext& model, KeyGradients& keys,
                              Saved& saved) const {
   if (model.options.attention == AttentionForm::kSparse) return keys.dkv_TC;
   // Back through k = [k_nope | k_rope of all heads] and [k_nope | v] = W_kvb c.
   const Context& context = model.context;
   const int64_t rows = keys.dk_THQ.dim(0);
-  const DType dtype = keys.dk_THQ.dtype();
-  saved.dkv_b_out = context.Empty(dtype, {rows, heads_, nope_ + value_});
-  CopyView(context, PerHead(keys.dk_THQ).Columns(0, nope_),
-           PerHead(saved.dkv_b_out).Columns(0, nope_));
-  CopyView(context, PerHead(keys.dv_THV), PerHead(saved.dkv_b_out).Columns(nope_, value_));
-  saved.dkv_b_out = saved.dkv_b_out.Reshaped({rows, heads_ * (nope_ + value_)});
-  const Tensor dc =
-      LinearBackwardInput(context, saved.dkv_b_out, model.parameters.value(kv_b_proj_));
-  const Tensor dk_rope = context.Zeros(dtype, {rows, rope_});
+  const DType dtype = saved.qr_G.dtype();
+  const Tensor dk_rope = context.Zeros(keys.dk_THQ.dtype(), {rows, rope_});
   AddBatchSum(context, PerHead(keys.dk_THQ).Columns(nope_, rope_), AsMatrix(dk_rope));
-  return ConcatColumns(context, dc, dk_rope);
+  // The sums are complete: what follows is a product of activations again.
+  const Tensor dk = InDtype(context, std::exchange(keys.dk_THQ, {}), dtype);
+  const Tensor dv = InDtype(context, std::exchange(keys.dv_THV, {}), dtype);
+  saved.dkv_b_out = context.Empty(dtype, {rows, heads_, nope_ + value_});
+  CopyView(context, PerHead(dk).Columns(0, nope_), PerHead(saved.dkv_b_out).Columns(0, nope_));
+  CopyView(context, PerHead(dv), PerHead(saved.dkv_b_out).Columns(nope_, value_));
+  saved.dkv_b_out = saved.dkv_b_out.Reshaped({rows, heads_ * (nope_ + value_)});
+  const Tensor dc = ProjectBackwardInput(model, saved.dkv_b_out, kv_b_proj_);
+  return ConcatColumns(context, dc, InDtype(context, dk_rope, dtype));
 }
 
 Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const Tensor& dout_RD,
@@ -314,23 +309,25 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
   saved.dout_GD = GatherGroup(model, label_ + " output gradient", dout_RD);
   if (saved.qr_G.empty()) GatherLatents(model, batch, saved);
   const DType dtype = saved.qr_G.dtype();
+  // Summed over chunks of rows, and over heads.
+  const DType sums = StatisticsOf(dtype);
   KeyGradients keys;
   if (model.options.attention == AttentionForm::kSparse) {
-    keys.dkv_TC = context.Zeros(dtype, saved.kv_TC.shape());
+    keys.dkv_TC = context.Zeros(sums, saved.kv_TC.shape());
   } else {
-    keys.dk_THQ = context.Zeros(dtype, saved.k_THQ.shape());
-    keys.dv_THV = context.Zeros(dtype, saved.v_THV.shape());
+    keys.dk_THQ = context.Zeros(sums, saved.k_THQ.shape());
+    keys.dv_THV = context.Zeros(sums, saved.v_THV.shape());
   }
   const bool selected = model.options.attention != AttentionForm::kDense;
-  const Tensor target_GK = selected ? context.Empty(dtype, saved.ids_GK.shape()) : Tensor();
+  const Tensor target_GK = selected ? context.Empty(sums, saved.ids_GK.shape()) : Tensor();
   const Tensor dqr_G = context.Empty(dtype, saved.qr_G.shape());
   for (Chunk& chunk : saved.chunks) {
     BackwardChunk(model, batch, saved, chunk,
                   selected ? target_GK.Rows(chunk.begin, chunk.end) : Tensor(), keys);
     Copy(context,
-         LinearBackwardInput(
-             context, chunk.dq_THQ.Reshaped({chunk.end - chunk.begin, heads_ * (nope_ + rope_)}),
-             weights.value(q_b_proj_)),
+         ProjectBackwardInput(
+             model, chunk.dq_THQ.Reshaped({chunk.end - chunk.begin, heads_ * (nope_ + rope_)}),
+             q_b_proj_),
          dqr_G.Rows(chunk.begin, chunk.end));
     if (saved.chunks.size() == 1) continue;
     // One chunk's expanded tensors at a time: its weight gradients are formed while they live.
@@ -343,8 +340,11 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
   saved.dq_a = RmsNormBackwardInput(context, saved.dqr_R, saved.q_a, weights.value(q_a_layernorm_),
                                     saved.q_a_rstd);
   // kv = [norm(latent) | rope(k_rope)] of W_kva x.
-  const Tensor dkv_RC = ReduceScatterKeys(model, batch, label_ + " key latent gradient",
-                                          JoinKeyGradients(model, keys, saved));
+  const Tensor dkv_RC =
+      InDtype(context,
+              ReduceScatterKeys(model, batch, label_ + " key latent gradient",
+                                JoinKeyGradients(model, keys, saved)),
+              dtype);
   saved.dc_R = SliceColumns(context, dkv_RC, 0, latent_);
   const Tensor dk_rope = SliceColumns(context, dkv_RC, latent_, rope_);
   ApplyRope(context, AsMatrix(dk_rope), batch.positions_R, model.rope, RopeLayout::kInterleaved,
@@ -353,8 +353,8 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
       RmsNormBackwardInput(context, saved.dc_R, SliceColumns(context, saved.kv_a, 0, latent_),
                            weights.value(kv_a_layernorm_), saved.latent_rstd);
   saved.dkv_a = ConcatColumns(context, dlatent, dk_rope);
-  const Tensor dx = LinearBackwardInput(context, saved.dq_a, weights.value(q_a_proj_));
-  AddInPlace(context, dx, LinearBackwardInput(context, saved.dkv_a, weights.value(kv_a_proj_)));
+  const Tensor dx = ProjectBackwardInput(model, saved.dq_a, q_a_proj_);
+  AddInPlace(context, dx, ProjectBackwardInput(model, saved.dkv_a, kv_a_proj_));
   return dx;
 }
 
@@ -364,9 +364,9 @@ void Mla::ChunkWeights(const ModelContext& model, const Saved& saved, const Chun
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
   const int64_t rows = chunk.end - chunk.begin;
-  LinearBackwardWeight(context, saved.dout_GD.Rows(chunk.begin, chunk.end),
-                       saved.o_GHV.Rows(chunk.begin, chunk.end).Reshaped({rows, heads_ * value_}),
-                       weights.grad(o_proj_));
+  ProjectBackwardWeight(model, saved.dout_GD.Rows(chunk.begin, chunk.end),
+                        saved.o_GHV.Rows(chunk.begin, chunk.end).Reshaped({rows, heads_ * value_}),
+                        o_proj_);
   if (model.options.attention == AttentionForm::kSparse) {
     Matmul(context, PerHead(chunk.q_THQ).Columns(0, nope_), Transpose::kYes,
            PerHead(chunk.dq_absorbed_THC).Columns(0, latent_), Transpose::kNo,
@@ -374,8 +374,8 @@ void Mla::ChunkWeights(const ModelContext& model, const Saved& saved, const Chun
     Matmul(context, PerHead(chunk.do_THV), Transpose::kYes, PerHead(chunk.core.o_THV),
            Transpose::kNo, UpValue(weights.grad(kv_b_proj_)), Accumulate::kAdd);
   }
-  LinearBackwardWeight(context, chunk.dq_THQ.Reshaped({rows, heads_ * (nope_ + rope_)}),
-                       saved.qr_G.Rows(chunk.begin, chunk.end), weights.grad(q_b_proj_));
+  ProjectBackwardWeight(model, chunk.dq_THQ.Reshaped({rows, heads_ * (nope_ + rope_)}),
+                        saved.qr_G.Rows(chunk.begin, chunk.end), q_b_proj_);
 }
 
 void Mla::BackwardWeight(const ModelContext& model, Saved& saved) const {
@@ -383,14 +383,15 @@ void Mla::BackwardWeight(const ModelContext& model, Saved& saved) const {
   const ParameterStore& weights = model.parameters;
   if (saved.chunks.size() == 1) ChunkWeights(model, saved, saved.chunks[0]);
   if (model.options.attention != AttentionForm::kSparse) {
-    LinearBackwardWeight(context, saved.dkv_b_out, saved.c_T, weights.grad(kv_b_proj_));
+    ProjectBackwardWeight(model, saved.dkv_b_out, saved.c_T, kv_b_proj_);
   }
   RmsNormBackwardWeight(context, saved.dqr_R, saved.q_a, saved.q_a_rstd,
                         weights.grad(q_a_layernorm_));
   RmsNormBackwardWeight(context, saved.dc_R, SliceColumns(context, saved.kv_a, 0, latent_),
                         saved.latent_rstd, weights.grad(kv_a_layernorm_));
-  LinearBackwardWeight(context, saved.dq_a, saved.x_RD, weights.grad(q_a_proj_));
-  LinearBackwardWeight(context, saved.dkv_a, saved.x_RD, weights.grad(kv_a_proj_));
+  const ProjectionRows x(saved.x_RD);
+  ProjectBackwardWeight(model, saved.dq_a, x, q_a_proj_);
+  ProjectBackwardWeight(model, saved.dkv_a, x, kv_a_proj_);
 }
 
 }  // namespace baleen

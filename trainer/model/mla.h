@@ -94,7 +94,7 @@ class Mla {
                          const Tensor& target_TK, KeyGradients& keys) const;
   void BackwardAbsorbedCore(const ModelContext& model, Saved& saved, Chunk& chunk,
                             const Tensor& target_TK, KeyGradients& keys) const;
-  Tensor JoinKeyGradients(const ModelContext& model, const KeyGradients& keys, Saved& saved) const;
+  Tensor JoinKeyGradients(const ModelContext& model, KeyGradients& keys, Saved& saved) const;
   void ChunkWeights(const ModelContext& model, const Saved& saved, const Chunk& chunk) const;
   MatrixView UpKey(const Tensor& kv_b) const;    // W_UK of each head [nope, kv_lora_rank]
   MatrixView UpValue(const Tensor& kv_b) const;  // W_UV of each head [V, kv_lora_rank]

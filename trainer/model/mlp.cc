@@ -3,6 +3,7 @@
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/swiglu.h"
+#include "trainer/model/linear.h"
 #include "trainer/model/row_exchange.h"
 
 namespace baleen {
@@ -21,15 +22,16 @@ Mlp::Mlp(int64_t hidden_size, int64_t intermediate_size, const std::string& pref
 
 void Mlp::Expand(const ModelContext& model, Saved& saved) const {
   saved.x_GD = GatherGroup(model, label_, saved.x_RD);
-  saved.gate = Linear(model.context, saved.x_GD, model.parameters.value(gate_proj_));
-  saved.up = Linear(model.context, saved.x_GD, model.parameters.value(up_proj_));
+  const ProjectionRows x(saved.x_GD);
+  saved.gate = ProjectForward(model, x, gate_proj_);
+  saved.up = ProjectForward(model, x, up_proj_);
   saved.hidden = Swiglu(model.context, saved.gate, saved.up);
 }
 
 Tensor Mlp::Forward(const ModelContext& model, const Tensor& x_RD, Saved& saved) const {
   saved.x_RD = x_RD;
   Expand(model, saved);
-  const Tensor y_GD = Linear(model.context, saved.hidden, model.parameters.value(down_proj_));
+  const Tensor y_GD = ProjectForward(model, saved.hidden, down_proj_);
   return ReduceScatterGroup(model, label_, y_GD);
 }
 
@@ -37,22 +39,20 @@ Tensor Mlp::BackwardInput(const ModelContext& model, const Tensor& dy_RD, Saved&
   const Context& context = model.context;
   if (saved.gate.empty()) Expand(model, saved);
   saved.dy_GD = GatherGroup(model, label_, dy_RD);
-  const Tensor dhidden =
-      LinearBackwardInput(context, saved.dy_GD, model.parameters.value(down_proj_));
+  const Tensor dhidden = ProjectBackwardInput(model, saved.dy_GD, down_proj_);
   const SwigluGradients gradients = SwigluBackward(context, dhidden, saved.gate, saved.up);
   saved.dgate = gradients.dgate;
   saved.dup = gradients.dup;
-  const Tensor dx = LinearBackwardInput(context, saved.dgate, model.parameters.value(gate_proj_));
-  AddInPlace(context, dx,
-             LinearBackwardInput(context, saved.dup, model.parameters.value(up_proj_)));
+  const Tensor dx = ProjectBackwardInput(model, saved.dgate, gate_proj_);
+  AddInPlace(context, dx, ProjectBackwardInput(model, saved.dup, up_proj_));
   return ReduceScatterGroup(model, label_, dx);
 }
 
 void Mlp::BackwardWeight(const ModelContext& model, Saved& saved) const {
-  const Context& context = model.context;
-  LinearBackwardWeight(context, saved.dy_GD, saved.hidden, model.parameters.grad(down_proj_));
-  LinearBackwardWeight(context, saved.dgate, saved.x_GD, model.parameters.grad(gate_proj_));
-  LinearBackwardWeight(context, saved.dup, saved.x_GD, model.parameters.grad(up_proj_));
+  ProjectBackwardWeight(model, saved.dy_GD, saved.hidden, down_proj_);
+  const ProjectionRows x(saved.x_GD);
+  ProjectBackwardWeight(model, saved.dgate, x, gate_proj_);
+  ProjectBackwardWeight(model, saved.dup, x, up_proj_);
 }
 
 }  // namespace baleen

@@ -13,6 +13,8 @@
 
 namespace baleen {
 
+class ChoiceReplay;
+
 // How attention runs in this training stage.
 enum class AttentionForm : uint8_t {
   kDense,        // all causal keys, 192/128 heads
@@ -24,6 +26,9 @@ enum class IndexerPrecision : uint8_t {
   kFull,
   kFp8
 };  // kFp8: q and k rounded through E4M3 (spec 1.5)
+
+// What the projections' products are made of (linear.h).
+enum class GemmKind : uint8_t { kCompute, kFp8Block };
 
 // What a block keeps between forward and backward; the rest is computed again with the same bits.
 enum class RecomputeMode : uint8_t {
@@ -48,14 +53,24 @@ enum class SelectionKind : uint8_t {
 
 struct ModelOptions {
   SelectionKind selection = SelectionKind::kIndexer;
+  // Where given, the keys of every layer, whatever the indexer chose: what a step costs depends on
+  // how near the keys of neighbouring rows are (baleen bench). [R, K], ascending, -1 behind them.
+  Tensor replaced_ids_RK;
   AttentionForm attention = AttentionForm::kDense;
   IndexerLossKind indexer_loss = IndexerLossKind::kNone;
   IndexerPrecision indexer_precision = IndexerPrecision::kFull;
+  GemmKind gemm = GemmKind::kCompute;
   RecomputeMode recompute = RecomputeMode::kNone;
+  // BackwardInput forms each block's weight gradients right behind its input gradient, so that what
+  // a block kept, and what a full recompute makes again, lives for one block at a time. Not where
+  // the schedule delays weight gradients.
+  bool weights_with_input = false;
   bool hadamard = false;
   int64_t query_chunk = 512;  // query rows whose scores are held at once
   int64_t key_tile = 256;     // keys of one tile of the dense warm-up loss
-  int64_t head_chunk = 1024;  // rows whose logits are held at once
+  // Rows whose logits are held at once. Each chunk adds to the whole fp32 gradient of the head: with
+  // 1024 rows that traffic takes as long as the product.
+  int64_t head_chunk = 4096;
   // Query rows whose heads are expanded at once: the length of a sequence is met by chunks.
   int64_t attention_chunk = 4096;
   // Rows from all ranks that an expert-parallel rank takes in at once; the rest comes in further
@@ -70,6 +85,7 @@ struct ModelContext {
   const ParameterStore& parameters;
   const RopeTable& rope;
   const GridCommunicators& axes;
+  ChoiceReplay* replay = nullptr;  // of tests that compare layouts (choice_replay.h)
 };
 
 // What one division makes means of the step's sums: global counts over all microbatches and ranks

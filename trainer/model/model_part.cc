@@ -91,11 +91,23 @@ void ModelPart::FinishForward(const ModelContext& model, const Batch& batch,
 // ---- Backward ----------------------------------------------------------------------------------
 
 Tensor ModelPart::BackwardInput(const ModelContext& model, const Batch& batch,
-                                const PassOptions& pass, const Tensor& dy, Saved& saved) const {
+                                const PassOptions& pass, const Tensor& dy, StepStats& stats,
+                                Saved& saved, const GradientsReady& ready) const {
   Begin(dy, saved);
   while (BackwardStep(model, batch, pass, saved)) {
+    const int done = saved.step - 1;  // steps of blocks that are taken
+    if (!model.options.weights_with_input || done == 0 || done % Block::kPhases != 0) continue;
+    BlockWeight(blocks_.size() - done / Block::kPhases, model, batch, pass, stats, saved, ready);
   }
   return std::move(saved.flow);
+}
+
+void ModelPart::BlockWeight(size_t index, const ModelContext& model, const Batch& batch,
+                            const PassOptions& pass, StepStats& stats, Saved& saved,
+                            const GradientsReady& ready) const {
+  blocks_[index].BackwardWeight(model, batch, pass, stats, saved.blocks[index]);
+  saved.blocks[index] = Block::Saved();
+  if (ready) ready(first_id_[index], first_id_[index + 1]);
 }
 
 bool ModelPart::BackwardStep(const ModelContext& model, const Batch& batch, const PassOptions& pass,
@@ -148,10 +160,9 @@ void ModelPart::BackwardWeight(const ModelContext& model, const Batch& batch,
                           model.parameters.grad(norm_));
   }
   if (ready) ready(first_id_.back(), end_id_);
-  for (size_t i = blocks_.size(); i-- > 0;) {
-    blocks_[i].BackwardWeight(model, batch, pass, stats, saved.blocks[i]);
-    saved.blocks[i] = Block::Saved();
-    if (ready) ready(first_id_[i], first_id_[i + 1]);
+  if (!model.options.weights_with_input) {
+    for (size_t i = blocks_.size(); i-- > 0;)
+      BlockWeight(i, model, batch, pass, stats, saved, ready);
   }
   if (layers_.first) embedding_->BackwardWeight(model, batch.tokens_G, saved.dembedding);
 }

@@ -54,14 +54,17 @@ class ModelPart {
   // pass.train, the head's parameter gradients are added here already.
   Tensor Forward(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                  const Tensor& x, StepStats& stats, Saved& saved) const;
-  // `dy` is empty in the last part, the result in the first.
+  // `dy` is empty in the last part, the result in the first. With options.weights_with_input the
+  // blocks' weight gradients too, and `ready` is told of them; the rest is left to BackwardWeight.
   Tensor BackwardInput(const ModelContext& model, const Batch& batch, const PassOptions& pass,
-                       const Tensor& dy, Saved& saved) const;
+                       const Tensor& dy, StepStats& stats, Saved& saved,
+                       const GradientsReady& ready = nullptr) const;
   // `ready` is given with the step's last microbatch of this part; embeddings are not reported.
   void BackwardWeight(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                       StepStats& stats, Saved& saved, const GradientsReady& ready = nullptr) const;
 
-  // The same in steps: Begin, then Step until it returns false, then take saved.flow.
+  // The same in steps: Begin, then Step until it returns false, then take saved.flow. Weight
+  // gradients are always left to BackwardWeight.
   static void Begin(const Tensor& x, Saved& saved);
   bool ForwardStep(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                    StepStats& stats, Saved& saved) const;
@@ -86,6 +89,9 @@ class ModelPart {
 
  private:
   int num_steps() const { return 2 + Block::kPhases * static_cast<int>(blocks_.size()); }
+  void BlockWeight(size_t index, const ModelContext& model, const Batch& batch,
+                   const PassOptions& pass, StepStats& stats, Saved& saved,
+                   const GradientsReady& ready) const;
   void FinishForward(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                      StepStats& stats, Saved& saved) const;
   void BeginBackward(const ModelContext& model, const Batch& batch, const PassOptions& pass,

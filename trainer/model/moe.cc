@@ -1,9 +1,11 @@
 #include "trainer/model/moe.h"
 
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/grouped_matmul.h"
 #include "kernels/ops/matmul.h"
+#include "kernels/ops/reduce.h"
 #include "kernels/ops/swiglu.h"
+#include "trainer/model/choice_replay.h"
+#include "trainer/model/linear.h"
 
 namespace baleen {
 
@@ -60,47 +62,40 @@ bool OneRound(const ExpertPlan& plan) { return plan.rounds.size() == 1; }
 void Moe::Expand(const ModelContext& model, const ExpertRound& round, const Tensor& x_RD,
                  ExpertRows& rows) const {
   const Context& context = model.context;
-  const ParameterStore& weights = model.parameters;
   if (rows.rows_ND.empty()) rows.rows_ND = round.Dispatch(context, Slice(round, x_RD));
   const Tensor& offsets = round.offsets_L1();
-  rows.gate = GroupedLinear(context, rows.rows_ND,
-                            weights.StackedValue(first_gate_proj_, local_experts_), offsets);
-  rows.up = GroupedLinear(context, rows.rows_ND,
-                          weights.StackedValue(first_up_proj_, local_experts_), offsets);
+  const ProjectionRows x(rows.rows_ND);
+  rows.gate = ProjectGroupsForward(model, x, {first_gate_proj_, local_experts_}, offsets);
+  rows.up = ProjectGroupsForward(model, x, {first_up_proj_, local_experts_}, offsets);
   rows.hidden = Swiglu(context, rows.gate, rows.up);
-  rows.out_ND = GroupedLinear(context, rows.hidden,
-                              weights.StackedValue(first_down_proj_, local_experts_), offsets);
+  rows.out_ND = ProjectGroupsForward(model, rows.hidden, {first_down_proj_, local_experts_}, offsets);
 }
 
 Tensor Moe::ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
                                  ExpertRows& rows) const {
   const Context& context = model.context;
-  const ParameterStore& weights = model.parameters;
   const Tensor& offsets = round.offsets_L1();
-  const Tensor dhidden = GroupedLinearBackwardInput(
-      context, rows.dout_ND, weights.StackedValue(first_down_proj_, local_experts_), offsets);
+  const Tensor dhidden = ProjectGroupsBackwardInput(model, rows.dout_ND,
+                                                    {first_down_proj_, local_experts_}, offsets);
   const SwigluGradients gradients = SwigluBackward(context, dhidden, rows.gate, rows.up);
   rows.dgate = gradients.dgate;
   rows.dup = gradients.dup;
-  const Tensor drows_ND = GroupedLinearBackwardInput(
-      context, rows.dgate, weights.StackedValue(first_gate_proj_, local_experts_), offsets);
+  const Tensor drows_ND = ProjectGroupsBackwardInput(model, rows.dgate,
+                                                     {first_gate_proj_, local_experts_}, offsets);
   AddInPlace(context, drows_ND,
-             GroupedLinearBackwardInput(
-                 context, rows.dup, weights.StackedValue(first_up_proj_, local_experts_), offsets));
+             ProjectGroupsBackwardInput(model, rows.dup, {first_up_proj_, local_experts_}, offsets));
   return drows_ND;
 }
 
 void Moe::ExpertsBackwardWeight(const ModelContext& model, const ExpertRound& round,
                                 const ExpertRows& rows) const {
-  const Context& context = model.context;
-  const ParameterStore& weights = model.parameters;
   const Tensor& offsets = round.offsets_L1();
-  GroupedLinearBackwardWeight(context, rows.dout_ND, rows.hidden, offsets,
-                              weights.StackedGrad(first_down_proj_, local_experts_));
-  GroupedLinearBackwardWeight(context, rows.dgate, rows.rows_ND, offsets,
-                              weights.StackedGrad(first_gate_proj_, local_experts_));
-  GroupedLinearBackwardWeight(context, rows.dup, rows.rows_ND, offsets,
-                              weights.StackedGrad(first_up_proj_, local_experts_));
+  ProjectGroupsBackwardWeight(model, rows.dout_ND, rows.hidden, {first_down_proj_, local_experts_},
+                              offsets);
+  ProjectGroupsBackwardWeight(model, rows.dgate, rows.rows_ND, {first_gate_proj_, local_experts_},
+                              offsets);
+  ProjectGroupsBackwardWeight(model, rows.dup, rows.rows_ND, {first_up_proj_, local_experts_},
+                              offsets);
 }
 
 // --- Several rounds: each is a whole pass, and leaves only what belongs to the own tokens.
@@ -142,9 +137,14 @@ void Moe::Dispatch(const ModelContext& model, const Batch& batch, const Tensor& 
                    bool balance_loss, Saved& saved) const {
   const Context& context = model.context;
   saved.x_RD = x_RD;
-  const Tensor logits_RE = Linear(context, x_RD, model.parameters.value(gate_));
+  const Tensor logits_RE = LinearToStatistics(context, x_RD, model.parameters.value(gate_));
   saved.route =
       Route(context, logits_RE, model.parameters.value(correction_bias_), Params(model.config));
+  if (model.replay != nullptr) {
+    const Tensor ids_RA = model.replay->Choose(context, ChoiceReplay::Kind::kExperts, label_, batch,
+                                               saved.route.expert_ids_TA);
+    saved.route = RouteWithIds(context, logits_RE, ids_RA, Params(model.config));
+  }
   if (balance_loss) {
     saved.balance = BalanceLocalStats(context, saved.route.scores_TE, batch.sequence_R,
                                       batch.num_sequences, model.config.num_experts_per_tok);
@@ -217,8 +217,10 @@ Tensor Moe::BackwardDispatch(const ModelContext& model, const Batch& batch, cons
     dscores_RE = BalanceBackward(context, saved.route.scores_TE, batch.sequence_R,
                                  BalanceCoefficient(model, batch, balance_scale, saved));
   }
-  saved.dlogits_RE =
-      RouteBackward(context, saved.dweights_RA, dscores_RE, saved.route, Params(model.config));
+  saved.dlogits_RE = InDtype(
+      context,
+      RouteBackward(context, saved.dweights_RA, dscores_RE, saved.route, Params(model.config)),
+      saved.x_RD.dtype());
   AddInPlace(context, dx_RD,
              LinearBackwardInput(context, saved.dlogits_RE, model.parameters.value(gate_)));
   return dx_RD;
@@ -234,35 +236,27 @@ void Moe::BackwardWeight(const ModelContext& model, Saved& saved) const {
 
 namespace {
 
-// f_i = E / (A T) * count, T = tokens of the sequence.
-double Frequency(const ModelConfig& config, const Batch& batch, double count) {
-  return static_cast<double>(config.n_routed_experts) * count /
-         (static_cast<double>(config.num_experts_per_tok) * static_cast<double>(batch.seq_length));
-}
-
-double Element(const Tensor& tensor, int64_t i) {
-  return tensor.dtype() == DType::kF64 ? tensor.data<double>()[i]
-                                       : static_cast<double>(tensor.data<float>()[i]);
+// f_i P_i = factor * count_i * (sum of probabilities)_i: E / (A T) of f and 1 / T of P, T = tokens of
+// the sequence.
+double BalanceFactor(const ModelConfig& config, const Batch& batch) {
+  const auto tokens = static_cast<double>(batch.seq_length);
+  return static_cast<double>(config.n_routed_experts) /
+         (static_cast<double>(config.num_experts_per_tok) * tokens * tokens);
 }
 
 }  // namespace
 
-double Moe::BalanceLoss(const ModelContext& model, const Batch& batch, const Saved& saved) const {
-  if (saved.balance.counts_BE.empty() || model.axes.cp_tp->rank() != 0) return 0;
-  double loss = 0;
-  for (int64_t i = 0; i < saved.balance.counts_BE.num_elements(); ++i) {
-    loss += Frequency(model.config, batch, Element(saved.balance.counts_BE, i)) *
-            Element(saved.balance.prob_sum_BE, i) / static_cast<double>(batch.seq_length);
-  }
-  return loss;
+void Moe::AddBalanceLoss(const ModelContext& model, const Batch& batch, const Saved& saved,
+                         const Tensor& sum_1) const {
+  if (saved.balance.counts_BE.empty() || model.axes.cp_tp->rank() != 0) return;
+  AddDot(model.context, saved.balance.counts_BE, saved.balance.prob_sum_BE,
+         BalanceFactor(model.config, batch), sum_1);
 }
 
 Tensor Moe::BalanceCoefficient(const ModelContext& model, const Batch& batch, double balance_scale,
                                const Saved& saved) const {
   const Tensor coefficient = Clone(model.context, saved.balance.counts_BE);
-  ScaleInPlace(
-      model.context, coefficient,
-      balance_scale * Frequency(model.config, batch, 1.0) / static_cast<double>(batch.seq_length));
+  ScaleInPlace(model.context, coefficient, balance_scale * BalanceFactor(model.config, batch));
   return coefficient;
 }
 

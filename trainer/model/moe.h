@@ -64,9 +64,10 @@ class Moe {
   void BackwardWeight(const ModelContext& model, Saved& saved) const;
   void DropExpanded(Saved& saved) const;
 
-  // Sum over the microbatch's sequences of sum_i f_i P_i (without alpha), on the first of the ranks
-  // that share the sequences; 0 on the others, so that a sum over all ranks counts it once.
-  double BalanceLoss(const ModelContext& model, const Batch& batch, const Saved& saved) const;
+  // Adds to sum_1 (kF64) the sum over the microbatch's sequences of sum_i f_i P_i (without alpha),
+  // on the first of the ranks that share the sequences: a sum over all ranks counts it once.
+  void AddBalanceLoss(const ModelContext& model, const Batch& batch, const Saved& saved,
+                      const Tensor& sum_1) const;
   int correction_bias() const { return correction_bias_; }
 
  private:

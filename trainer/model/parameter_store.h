@@ -77,9 +77,10 @@ class ParameterStore {
   int DeclareShard(std::string name, Shape global_shape, int dim, int rank, int size,
                    ParameterGroup group, bool stacked = false);
 
-  // Lays the buffers out in `dtype`; each bucket is padded so that ZeRO-1 cuts it evenly over its
-  // axis, and closed once it has `bucket_elements`. `trained`: the groups that get gradients.
-  // Values are zero until loaded.
+  // Lays the buffers out, values in `dtype` (kBF16 on GPUs: the working copy of the fp32 weights in
+  // optimizer.h), gradients and kBuffer in StatisticsOf(dtype); each bucket is padded so that
+  // ZeRO-1 cuts it evenly over its axis, and closed once it has `bucket_elements`. `trained`: the
+  // groups that get gradients. Values are zero until loaded.
   static constexpr int64_t kBucketElements = int64_t{1} << 26;
   void Allocate(Context& context, DType dtype, const GridCommunicators& grid,
                 const std::vector<ParameterGroup>& trained,

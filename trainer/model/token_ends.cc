@@ -64,7 +64,7 @@ Head::Result Head::Loss(const ModelContext& model, const Tensor& hidden_RD, cons
   const Tensor& weight = model.parameters.value(lm_head_);
   const Tensor hidden_GD = GatherGroup(model, "head", hidden_RD);
   const int64_t rows = hidden_GD.dim(0);
-  const Tensor loss_G = context.Empty(hidden_GD.dtype(), {rows});
+  const Tensor loss_G = context.Empty(StatisticsOf(hidden_GD.dtype()), {rows});
   const Tensor dhidden_GD = train ? context.Empty(hidden_GD.dtype(), hidden_GD.shape()) : Tensor();
   for (int64_t begin = 0; begin < rows; begin += model.options.head_chunk) {
     const int64_t end = std::min(rows, begin + model.options.head_chunk);

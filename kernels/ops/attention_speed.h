@@ -1,0 +1,26 @@
+// How fast the two forms of attention over selected keys run on a GPU, for choosing between them:
+// measured on one H100 at 8K to 16K tokens (kernels/bench/RESULTS_sparse_attention.md,
+// RESULTS_attention.md). Only the ratio counts, so one table serves H100 and H200.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/core/dtype.h"
+
+namespace baleen {
+
+// TFLOP/s of counted work: 2 FLOP a multiply-add of the formula's products, whatever a kernel
+// executes beside them.
+struct AttentionSpeed {
+  double forward = 0;
+  double backward = 0;
+};
+
+// SparseAttention: work is counted over the selected keys, 2 (C + V) forward and 2 (3 C + 2 V)
+// backward a head and key.
+AttentionSpeed SparseAttentionSpeed(DType dtype, int64_t num_heads, int64_t width,
+                                    int64_t value_dim, int64_t num_selected);
+// MaskedAttention: work is counted over all keys of the windows, 2 (Q + V) and 2 (3 Q + 2 V).
+AttentionSpeed MaskedAttentionSpeed();
+
+}  // namespace baleen

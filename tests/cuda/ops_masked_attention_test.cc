@@ -1,0 +1,275 @@
+// Dense attention of 192/128 heads on tensor cores against the CPU definition in fp64, over windows
+// and lists of every kind.
+//
+// Tolerances. P and dS are rounded to bf16 between the products, and o and dq at the end: two or
+// three roundings of 2^-9 at most in each result, dk and dv included. lse and the target are fp32
+// throughout. The backward definition gets the GPU's own o and lse.
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "kernels/ops/attention.h"
+#include "kernels/ops/masked_attention_gpu.h"
+#include "tests/cuda/ops_support.h"
+
+namespace baleen {
+namespace {
+
+using testing::Cpu;
+using testing::ExpectClose;
+using testing::ExpectSameBits;
+using testing::Gpu;
+using testing::OnBoth;
+using testing::OnGpu;
+using testing::OnHost;
+using testing::RandomOnBoth;
+using testing::ToDoubles;
+
+constexpr int64_t kQ = 192, kV = 128;
+
+struct Case {
+  Case(int64_t T, int64_t S, int64_t H)
+      : T(T),
+        S(S),
+        q(RandomOnBoth(DType::kBF16, {T, H, kQ}, 1)),
+        k(RandomOnBoth(DType::kBF16, {S, H, kQ}, 2)),
+        v(RandomOnBoth(DType::kBF16, {S, H, kV}, 3)),
+        d_out(RandomOnBoth(DType::kBF16, {T, H, kV}, 4)),
+        dk(RandomOnBoth(DType::kF32, {S, H, kQ}, 5)),
+        dv(RandomOnBoth(DType::kF32, {S, H, kV}, 6)) {}
+  int64_t T, S;
+  OnBoth q, k, v, d_out;
+  OnBoth dk, dv;  // not zero: gradients are added
+  double scale = 1 / std::sqrt(static_cast<double>(kQ));
+};
+
+// Windows on the CPU; `seen` has the same on the GPU.
+struct Seen {
+  KeyWindows windows;
+  Tensor ids;
+
+  SeenKeys OnTheGpu() const {
+    SeenKeys seen;
+    if (!windows.begin_T.empty())
+      seen.windows = {OnGpu(windows.begin_T), OnGpu(windows.end_T), {}, {}};
+    if (!ids.empty()) seen.ids_TK = OnGpu(ids);
+    return seen;
+  }
+};
+
+Seen WindowsOf(const std::vector<int32_t>& begin, const std::vector<int32_t>& end) {
+  const Shape shape = {static_cast<int64_t>(begin.size())};
+  return {
+      {testing::IntTensorOf(Cpu(), shape, begin), testing::IntTensorOf(Cpu(), shape, end), {}, {}},
+      {}};
+}
+
+// The last T rows of S keys, causal.
+Seen Causal(int64_t T, int64_t S) {
+  std::vector<int32_t> begin(T, 0), end(T);
+  for (int64_t t = 0; t < T; ++t) end[t] = static_cast<int32_t>(S - T + t + 1);
+  return WindowsOf(begin, end);
+}
+
+// Causal documents of 150 rows, single keys, rows without keys, and 260 rows (two whole tiles)
+// without any.
+Seen Mixed(int64_t T, int64_t S) {
+  std::vector<int32_t> begin(T, 0), end(T, 0);
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t place = t * S / T;
+    begin[t] = static_cast<int32_t>(place / 150 * 150);
+    end[t] = static_cast<int32_t>(place + 1);
+    if (t % 11 == 3) begin[t] = end[t] - 1;
+    if (t % 11 == 5 || t < 260) begin[t] = end[t] = static_cast<int32_t>(S / 2);
+  }
+  return WindowsOf(begin, end);
+}
+
+// Up to K distinct keys of [0, t + S - T] in no order; -1 among them and behind; every ninth row
+// and the rows of [first_empty, end_empty) have none.
+Seen Lists(int64_t T, int64_t S, int64_t K, int64_t first_empty = 0, int64_t end_empty = 0) {
+  std::vector<int32_t> ids(T * K, -1);
+  for (int64_t t = 0; t < T; ++t) {
+    if (t % 9 == 8 || (t >= first_empty && t < end_empty)) continue;
+    const int64_t size = t + S - T + 1;
+    std::vector<bool> taken(size, false);
+    for (int64_t i = 0, place = 0; i < size && place < K; ++i) {
+      const int64_t s = (3 + t + i * 37) % size;
+      if (taken[s]) continue;
+      taken[s] = true;
+      if (place % 5 != 4) ids[t * K + place] = static_cast<int32_t>(s);
+      ++place;
+    }
+  }
+  return {{}, testing::IntTensorOf(Cpu(), {T, K}, ids)};
+}
+
+AttentionResult Forward(const Case& c, const SeenKeys& seen) {
+  return AttentionForwardOnTensorCores(Gpu(), c.q.gpu, c.k.gpu, c.v.gpu, seen, c.scale);
+}
+Tensor Backward(const Case& c, const AttentionResult& forward, const SeenKeys& seen,
+                const Tensor& target = Tensor()) {
+  return AttentionBackwardOnTensorCores(Gpu(), c.d_out.gpu, c.q.gpu, c.k.gpu, c.v.gpu, forward,
+                                        seen, c.scale, c.dk.gpu, c.dv.gpu, target);
+}
+
+void ExpectCloseInBf16(const char* what, const Tensor& gpu, const Tensor& cpu) {
+  const std::vector<double> a = ToDoubles(OnHost(gpu)), b = ToDoubles(cpu);
+  ASSERT_EQ(a.size(), b.size());
+  const double tolerance = 3 * 0x1p-9;
+  EXPECT_LE(testing::RelativeError(a, b), tolerance) << what;
+  double squares = 0;
+  for (const double value : b) squares += value * value;
+  const double rms = std::sqrt(squares / static_cast<double>(b.size()));
+  for (size_t i = 0; i < b.size(); ++i) {
+    // NaN fails this too.
+    if (std::abs(a[i] - b[i]) <= 8 * tolerance * (std::abs(b[i]) + rms)) continue;
+    ADD_FAILURE() << what << " element " << i << " is " << a[i] << ", expected " << b[i] << " (rms "
+                  << rms << ")";
+    return;
+  }
+}
+
+void ExpectCloseLse(const Tensor& gpu, const Tensor& cpu) {
+  const std::vector<double> a = ToDoubles(OnHost(gpu)), b = ToDoubles(cpu);
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::isinf(b[i])) {
+      EXPECT_EQ(a[i], b[i]) << "row and head " << i;
+    } else {
+      EXPECT_NEAR(a[i], b[i], 2e-5) << "row and head " << i;
+    }
+  }
+}
+
+AttentionResult AsDefinition(const AttentionResult& gpu) {
+  return {Cast(Cpu(), OnHost(gpu.o_THV), DType::kF64),
+          Cast(Cpu(), OnHost(gpu.lse_TH), DType::kF64)};
+}
+
+void ExpectDefinition(Case c, const Seen& keys) {
+  const SeenKeys seen = keys.OnTheGpu();
+  const bool listed = !keys.ids.empty();
+  const AttentionResult gpu = Forward(c, seen);
+  const AttentionResult cpu =
+      listed ? MaskedAttention(Cpu(), c.q.cpu, c.k.cpu, c.v.cpu, keys.ids, c.scale)
+             : Attention(Cpu(), c.q.cpu, c.k.cpu, c.v.cpu, keys.windows, c.scale);
+  ExpectCloseInBf16("o", gpu.o_THV, cpu.o_THV);
+  ExpectCloseLse(gpu.lse_TH, cpu.lse_TH);
+  OnBoth target;
+  if (listed) target = RandomOnBoth(DType::kF32, keys.ids.shape(), 9);  // overwritten
+  const Tensor dq = Backward(c, gpu, seen, target.gpu);
+  const AttentionResult same = AsDefinition(gpu);
+  const Tensor expected_dq =
+      listed ? MaskedAttentionBackward(Cpu(), c.d_out.cpu, c.q.cpu, c.k.cpu, c.v.cpu, same,
+                                       keys.ids, c.scale, c.dk.cpu, c.dv.cpu, target.cpu)
+             : AttentionBackward(Cpu(), c.d_out.cpu, c.q.cpu, c.k.cpu, c.v.cpu, same, keys.windows,
+                                 c.scale, c.dk.cpu, c.dv.cpu);
+  ExpectCloseInBf16("dq", dq, expected_dq);
+  ExpectCloseInBf16("dk", c.dk.gpu, c.dk.cpu);
+  ExpectCloseInBf16("dv", c.dv.gpu, c.dv.cpu);
+  if (listed) ExpectClose(target.gpu, target.cpu, 64 * kQ);
+}
+
+TEST(CudaAttentionOnTensorCores, IsTheDefinitionOnWindows) {
+  ExpectDefinition(Case(300, 300, 3), Causal(300, 300));
+  ExpectDefinition(Case(129, 517, 2), Causal(129, 517));
+  ExpectDefinition(Case(700, 650, 2), Mixed(700, 650));
+  ExpectDefinition(Case(2, 3, 5), WindowsOf({1, 0}, {3, 1}));
+}
+
+TEST(CudaAttentionOnTensorCores, IsTheDefinitionOnListsAndGivesTheTarget) {
+  ExpectDefinition(Case(300, 300, 3), Lists(300, 300, 40));
+  ExpectDefinition(Case(140, 600, 2), Lists(140, 600, 600));
+  ExpectDefinition(Case(520, 700, 2), Lists(520, 700, 33, /*first_empty=*/128, /*end_empty=*/400));
+  ExpectDefinition(Case(1, 70, 16), Lists(1, 70, 1));
+}
+
+TEST(CudaAttentionOnTensorCores, RowsWithoutKeysAreZeroAndChangeNothing) {
+  const Case c(290, 66, 2);
+  const std::vector<int32_t> none(c.T, 30);
+  for (const Seen& keys : {WindowsOf(none, none), Lists(c.T, c.T, 3, 0, c.T)}) {
+    const SeenKeys seen = keys.OnTheGpu();
+    const AttentionResult result = Forward(c, seen);
+    const Tensor dk = OnHost(c.dk.gpu), dv = OnHost(c.dv.gpu);
+    Tensor target;
+    if (!keys.ids.empty())
+      target = OnGpu(testing::RandomTensor(Cpu(), DType::kF32, {c.T, 3}, 8, 1));
+    const Tensor dq = Backward(c, result, seen, target);
+    for (const double o : ToDoubles(OnHost(result.o_THV))) ASSERT_EQ(o, 0);
+    for (const double lse : ToDoubles(OnHost(result.lse_TH))) ASSERT_EQ(lse, -INFINITY);
+    for (const double gradient : ToDoubles(OnHost(dq))) ASSERT_EQ(gradient, 0);
+    if (!keys.ids.empty()) {
+      for (const double sum : ToDoubles(OnHost(target))) ASSERT_EQ(sum, 0);
+    }
+    ExpectSameBits(c.dk.gpu, dk);
+    ExpectSameBits(c.dv.gpu, dv);
+  }
+}
+
+TEST(CudaAttentionOnTensorCores, ARowHasTheSameBitsInEveryChunkOfRows) {
+  const Case c(300, 400, 2);
+  const SeenKeys seen = Causal(c.T, c.S).OnTheGpu();
+  const AttentionResult whole = Forward(c, seen);
+  const Tensor whole_dq = Backward(c, whole, seen);
+  for (const auto& [first, last] :
+       {std::pair<int64_t, int64_t>{0, 1}, {1, 38}, {38, 171}, {171, 300}}) {
+    SCOPED_TRACE(::testing::Message() << "rows " << first << ".." << last);
+    Case part = c;
+    part.q.gpu = c.q.gpu.Rows(first, last);
+    part.d_out.gpu = c.d_out.gpu.Rows(first, last);
+    const SeenKeys part_seen = {seen.windows.Rows(first, last), {}};
+    const AttentionResult rows = Forward(part, part_seen);
+    ExpectSameBits(rows.o_THV, OnHost(whole.o_THV.Rows(first, last)));
+    ExpectSameBits(rows.lse_TH, OnHost(whole.lse_TH.Rows(first, last)));
+    ExpectSameBits(Backward(part, rows, part_seen), OnHost(whole_dq.Rows(first, last)));
+  }
+}
+
+TEST(CudaAttentionOnTensorCores, GivesTheSameBitsTwice) {
+  for (const Seen& keys : {Mixed(700, 650), Lists(700, 700, 90)}) {
+    const bool listed = !keys.ids.empty();
+    const SeenKeys seen = keys.OnTheGpu();
+    const Case one(700, listed ? 700 : 650, 5), two(700, listed ? 700 : 650, 5);
+    Tensor o[2], dq[2], target[2];
+    for (int i = 0; i < 2; ++i) {
+      const Case& c = i == 0 ? one : two;
+      const AttentionResult result = Forward(c, seen);
+      if (listed) target[i] = Gpu().Empty(DType::kF32, keys.ids.shape());
+      o[i] = OnHost(result.o_THV);
+      dq[i] = OnHost(Backward(c, result, seen, target[i]));
+    }
+    EXPECT_TRUE(testing::SameBits(o[0], o[1]));
+    EXPECT_TRUE(testing::SameBits(dq[0], dq[1]));
+    if (listed) ExpectSameBits(target[0], OnHost(target[1]));
+    ExpectSameBits(one.dk.gpu, OnHost(two.dk.gpu));
+    ExpectSameBits(one.dv.gpu, OnHost(two.dv.gpu));
+  }
+}
+
+TEST(CudaAttentionOnTensorCores, LargeScoresDoNotOverflowAndNotANumberStays) {
+  Case c(3, 2, 1);
+  std::vector<double> q(3 * kQ, 0.0), k(2 * kQ, 0.0), v(2 * kV, 3.0);
+  q[0] = 1024;
+  q[kQ] = -1024;
+  q[2 * kQ] = std::nan("");
+  k[0] = 1;
+  k[kQ] = 2;
+  for (int64_t i = kV; i < 2 * kV; ++i) v[i] = 4;
+  c.q = testing::ValuesOnBoth(DType::kBF16, {3, 1, kQ}, q);
+  c.k = testing::ValuesOnBoth(DType::kBF16, {2, 1, kQ}, k);
+  c.v = testing::ValuesOnBoth(DType::kBF16, {2, 1, kV}, v);
+  c.scale = 1;
+  const AttentionResult result = Forward(c, WindowsOf({0, 0, 0}, {2, 2, 2}).OnTheGpu());
+  const std::vector<double> o = ToDoubles(OnHost(result.o_THV)),
+                            lse = ToDoubles(OnHost(result.lse_TH));
+  EXPECT_EQ(o[0], 4);
+  EXPECT_EQ(o[kV], 3);
+  EXPECT_EQ(lse[0], 2048);
+  EXPECT_EQ(lse[1], -1024);
+  EXPECT_TRUE(std::isnan(o[2 * kV]));
+  EXPECT_TRUE(std::isnan(lse[2]));
+}
+
+}  // namespace
+}  // namespace baleen

@@ -1,0 +1,112 @@
+// Which kernel serves which shape on CUDA, and the workspaces that a plan counts: host functions,
+// tested where no GPU is.
+#include "kernels/ops/indexer_kernels.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/ops/indexer_loss.h"
+#include "kernels/ops/indexer_ops_cuda.h"
+#include "kernels/ops/indexer_scores.h"
+#include "tests/ops/attention_oracle.h"
+
+namespace baleen {
+namespace {
+
+using testing::CausalWindows;
+
+constexpr DType kF32 = DType::kF32, kBF16 = DType::kBF16;
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+TEST(ChooseIndexerKernel, TakesTheTensorCoresForPublishedShapesInBF16Only) {
+  const auto tuned = IndexerKernel::kTuned, general = IndexerKernel::kGeneral;
+  EXPECT_EQ(ChooseIndexerScores(kBF16, 64, 128), tuned);
+  EXPECT_EQ(ChooseIndexerScores(kBF16, 32, 128), tuned);
+  EXPECT_EQ(ChooseIndexerScores(kF32, 64, 128), general);
+  EXPECT_EQ(ChooseIndexerScores(kBF16, 4, 128), general);
+  EXPECT_EQ(ChooseIndexerScores(kBF16, 64, 64), general);
+  EXPECT_EQ(ChooseSparseIndexerLoss(kBF16, 32, 128, 2048), tuned);
+  EXPECT_EQ(ChooseSparseIndexerLoss(kBF16, 32, 128, 2049), general);
+  EXPECT_EQ(ChooseSparseIndexerLoss(kF32, 32, 128, 2048), general);
+  EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 64, 128, 192), tuned);
+  EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 32, 128, 192), general);
+  EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 64, 128, 256), general);
+  EXPECT_EQ(IndexerScoresKernelName(kBF16, 64, 128), "tensor cores");
+  EXPECT_EQ(SparseIndexerLossKernelName(kBF16, 64, 128, 2048), "tensor cores");
+  EXPECT_EQ(DenseIndexerLossKernelName(kBF16, 64, 128, 160), "general (fp32 arithmetic)");
+}
+
+TEST(PlanIndexerChunks, KeepsEqualChunksWithinTheBudget) {
+  // 16 KB a row of 2048 keys, 524 B a key.
+  const IndexerChunks sparse = PlanSparseIndexerChunks(kBF16, 32768, 131072, 64, 128, 2048);
+  EXPECT_LE(sparse.bytes, kGiB / 4);
+  EXPECT_GE(sparse.bytes, kGiB / 4 * 8 / 10);
+  EXPECT_EQ(sparse.rows, 10924);  // three chunks, an even number of rows
+  // 14 B a pair.
+  const IndexerChunks dense = PlanDenseIndexerChunks(kBF16, 32768, 32768, 64, 128, 192);
+  EXPECT_LE(dense.bytes, kGiB);
+  EXPECT_EQ(dense.rows % 256, 0);
+  EXPECT_GE(dense.bytes, kGiB * 8 / 10);
+  // Never below 256 rows, whatever that takes.
+  EXPECT_EQ(PlanDenseIndexerChunks(kBF16, 4096, int64_t{1} << 18, 64, 128, 192).rows, 256);
+  EXPECT_EQ(PlanSparseIndexerChunks(kBF16, 4096, int64_t{1} << 20, 64, 128, 2048).rows, 256);
+  // The general kernels, down to a row at a time.
+  for (const IndexerChunks& general : {PlanSparseIndexerChunks(kF32, 4096, 8192, 64, 128, 2048),
+                                       PlanDenseIndexerChunks(kF32, 4096, 8192, 64, 128, 192)}) {
+    EXPECT_LE(general.bytes, kGiB / 4);
+    EXPECT_GT(general.bytes, kGiB / 4 * 8 / 10);
+  }
+  EXPECT_EQ(PlanDenseIndexerChunks(kF32, 4096, int64_t{1} << 21, 64, 128, 192).rows, 1);
+}
+
+TEST(PlanIndexerChunks, TakesNoMoreThanTheRowsNeed) {
+  EXPECT_EQ(PlanSparseIndexerChunks(kF32, 17, 100, 4, 32, 8).rows, 17);
+  EXPECT_EQ(PlanSparseIndexerChunks(kF32, 17, 100, 4, 32, 8).bytes,
+            (4 * 17 * (8 * 5 + 100) + 255) / 256 * 256);
+  EXPECT_EQ(PlanSparseIndexerChunks(kBF16, 17, 100, 64, 128, 8).rows, 18);
+  EXPECT_EQ(PlanDenseIndexerChunks(kBF16, 17, 100, 64, 128, 192).rows, 256);
+  EXPECT_GE(PlanDenseIndexerChunks(kF32, 0, 100, 4, 32, 16).rows, 1);
+}
+
+TEST(PlanIndexerChunks, HoldsWhatTheTunedKernelsAskFor) {
+  if constexpr (kHaveCuda) {
+    for (const int64_t keys : {1, 100, 4096, 8191, 131072}) {
+      for (const int64_t rows : {1, 255, 1000, 5000}) {
+        SCOPED_TRACE(::testing::Message() << rows << " x " << keys);
+        const IndexerChunks sparse = PlanSparseIndexerChunks(kBF16, rows, keys, 64, 128, 2048);
+        EXPECT_EQ(sparse.bytes, SparseIndexerLossTunedBytes(sparse.rows, keys, 2048));
+        const IndexerChunks dense = PlanDenseIndexerChunks(kBF16, rows, keys, 64, 128, 192);
+        const int64_t asked = DenseIndexerLossTunedBytes(dense.rows, keys, 132);
+        EXPECT_GE(dense.bytes, asked);
+        EXPECT_LE(dense.bytes, asked + 8192);
+      }
+    }
+  } else {
+    GTEST_SKIP() << "this build has no CUDA kernels";
+  }
+}
+
+TEST(IndexerWorkspace, IsCountedInADryCallOfBF16) {
+  const int64_t T = 40, S = 40, I = 64, J = 128, K = 16;
+  const auto peak = [&](DType dtype) {
+    const Context dry = Context::Dry();
+    const DType sums = DType::kF32;
+    SparseIndexerLoss(dry, dry.Empty(dtype, {T, I, J}), dry.Empty(dtype, {S, J}),
+                      dry.Empty(sums, {T, I}), dry.Empty(DType::kI32, {T, K}),
+                      dry.Empty(sums, {T, K}), 1, 1, dry.Empty(sums, {S, J}));
+    const int64_t sparse = dry.pool().Uses()["indexer workspace"].peak_bytes;
+    dry.pool().ResetPeak();
+    DenseIndexerLoss(
+        dry, dry.Empty(dtype, {T, I, J}), dry.Empty(dtype, {S, J}), dry.Empty(sums, {T, I}),
+        {dry.Empty(dtype, {T, 2, 192}), dry.Empty(dtype, {S, 2, 192}), dry.Empty(sums, {T, 2}), 1},
+        CausalWindows(dry, T), 1, 64, dry.Empty(sums, {S, J}));
+    return std::pair{sparse, dry.pool().Uses()["indexer workspace"].peak_bytes};
+  };
+  EXPECT_EQ(peak(kF32), (std::pair<int64_t, int64_t>{0, 0}));
+  const auto [sparse, dense] = peak(kBF16);
+  EXPECT_GE(sparse, PlanSparseIndexerChunks(kBF16, T, S, I, J, K).bytes);
+  EXPECT_GE(dense, PlanDenseIndexerChunks(kBF16, T, S, I, J, 192).bytes);
+  EXPECT_LE(sparse, PlanSparseIndexerChunks(kBF16, T, S, I, J, K).bytes + 512);
+}
+
+}  // namespace
+}  // namespace baleen
