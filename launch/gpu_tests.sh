@@ -4,7 +4,7 @@
 #   launch/gpu_tests.sh                      of the bundle this script lies in, else of dist/baleen (launch/bundle.sh)
 #   launch/gpu_tests.sh --bundle DIR         of another bundle, or of a build folder
 #   launch/gpu_tests.sh --filter 'Cuda*'     only these tests (GoogleTest's patterns)
-#   launch/gpu_tests.sh --ranks '1 3 4 8'    numbers of ranks for the tests of several; default 1 3 4
+#   launch/gpu_tests.sh --ranks '1 2 4 8'    numbers of ranks for the tests of several; default 1 2 3 4
 #   launch/gpu_tests.sh --sanitize memcheck  the single-rank tests under compute-sanitizer: memcheck or racecheck
 #   launch/gpu_tests.sh --logs DIR           one log a run; default: a folder of /tmp that is named
 #
@@ -13,7 +13,7 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-bundle='' filter='*' ranks='1 3 4' tool='' logs=''
+bundle='' filter='*' ranks='1 2 3 4' tool='' logs=''
 while (($# > 0)); do
   case $1 in
     --bundle | --filter | --ranks | --sanitize | --logs)

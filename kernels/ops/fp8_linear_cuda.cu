@@ -76,16 +76,20 @@ Plan MakePlan(const Fp8MatmulCudaArgs& args, const MatmulCudaLibrary& library) {
 
   cublasLtMatmulPreference_t preference = nullptr;
   CheckBlas(cublasLtMatmulPreferenceCreate(&preference), "preference", args);
-  const size_t workspace = static_cast<size_t>(library.workspace_bytes);
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+    CheckBlas(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
+              "preference", args);
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<size_t>(library.workspace_bytes));
   // No split of K, or one whose parts lie in the workspace and are added in order.
-  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-  CheckBlas(cublasLtMatmulPreferenceSetAttribute(
-                preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace),
-            "workspace", args);
-  CheckBlas(
-      cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                           &reductions, sizeof reductions),
-      "reductions", args);
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  for (const auto alignment :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    prefer(alignment, uint32_t{16});
+  }
+
   cublasLtMatmulHeuristicResult_t best = {};
   int found = 0;
   CheckBlas(

@@ -57,15 +57,11 @@ class Bench(harness.Case):
         self.assertGreater(sparse["indexer_kl"], 0)
         self.assertEqual(tree(self.base), before)
 
-    def test_replaced_keys_change_the_sparse_stage_alone(self):
-        words = ("--ids", "indexer,near,random", "--steps", "1", "--warmup", "0", "stages.2.optimizer.lr=0",
-                 "data.seq_length=64")
-        figures = self.bench("step", "bench.yaml", *words)
+    def test_only_sparse_stages_are_measured_with_each_kind_of_keys(self):
+        figures = self.bench("step", "bench.yaml", "--ids", "indexer,near,random", "--steps", "1", "--warmup", "0")
         self.assertEqual([(r["stage"], r["ids"]) for r in figures["results"]],
                          [("dense", "indexer"), ("indexer-warmup", "indexer"), ("sparse", "indexer"),
                           ("sparse", "near"), ("sparse", "random")])
-        losses = [result["lm_loss"] for result in figures["results"][2:]]
-        self.assertEqual(len(set(losses)), 3, losses)
 
     def test_layer_measures_one_block_phase_by_phase(self):
         for block in ("dense", "moe"):

@@ -10,6 +10,7 @@
 #include "kernels/ops/cross_entropy.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
+#include "kernels/ops/fp8_linear.h"
 #include "kernels/ops/fp8_simulate.h"
 #include "kernels/ops/grouped_matmul.h"
 #include "kernels/ops/hadamard.h"
@@ -268,6 +269,49 @@ inline std::vector<OpCase> MatmulCases() {
   };
 }
 
+// Widths that are multiples of 16 and not of 128.
+inline std::vector<OpCase> Fp8Cases() {
+  constexpr int64_t kIn = 304, kOut = 48;
+  return {
+      {"Fp8Linear",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kIn}), w = In(c, d, {kOut, kIn})]() -> std::vector<Tensor> {
+           return {Fp8Linear(c, x, w)};
+         };
+       }},
+      {"Fp8LinearBackwardInput",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dy = In(c, d, {kT, kOut}), w = In(c, d, {kOut, kIn})]() -> std::vector<Tensor> {
+           return {Fp8LinearBackwardInput(c, dy, w)};
+         };
+       }},
+      {"Fp8LinearBackwardWeight",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dy = In(c, d, {kT, kOut}), x = In(c, d, {kT, kIn}),
+                 dw = Sums(c, d, {kOut, kIn})]() -> std::vector<Tensor> {
+           Fp8LinearBackwardWeight(c, dy, x, dw);
+           return {};
+         };
+       }},
+      {"Fp8GroupedLinear",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {60, kIn}), w = In(c, d, {kE, kOut, kIn}),
+                 offsets =
+                     IntTensorOf(c, {kE + 1}, {0, 12, 24, 36, 48, 60})]() -> std::vector<Tensor> {
+           return {Fp8GroupedLinear(c, x, w, offsets)};
+         };
+       }},
+      {"Fp8GroupedLinearBackwardInput",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dy = In(c, d, {60, kOut}), w = In(c, d, {kE, kOut, kIn}),
+                 offsets =
+                     IntTensorOf(c, {kE + 1}, {0, 12, 24, 36, 48, 60})]() -> std::vector<Tensor> {
+           return {Fp8GroupedLinearBackwardInput(c, dy, w, offsets)};
+         };
+       }},
+  };
+}
+
 inline std::vector<OpCase> RowCases() {
   return {
       {"RmsNorm",
@@ -443,7 +487,7 @@ inline std::vector<OpCase> RoutingCases() {
 
 inline std::vector<OpCase> AllCases() {
   std::vector<OpCase> all;
-  for (const auto& cases : {AttentionCases(), MatmulCases(), RowCases(), RoutingCases()}) {
+  for (const auto& cases : {AttentionCases(), MatmulCases(), Fp8Cases(), RowCases(), RoutingCases()}) {
     all.insert(all.end(), cases.begin(), cases.end());
   }
   return all;

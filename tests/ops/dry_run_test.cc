@@ -70,6 +70,8 @@ TEST(DryRunCounts, MultiplicationsAndAdditionsByOp) {
   // Matmul and the three products of a linear layer.
   EXPECT_EQ(flops("matmul"), 2.0 * 4 * 7 * 300 * 9 + 3 * 2.0 * kT * kD * 700);
   EXPECT_EQ(flops("grouped_matmul"), 3 * 2.0 * 60 * 40 * kD);
+  EXPECT_EQ(flops("fp8_matmul"), 3 * 2.0 * kT * 304 * 48);
+  EXPECT_EQ(flops("fp8_grouped_matmul"), 2 * 2.0 * 60 * 304 * 48);
   const double pairs = kT * (kT + 1) / 2.0, listed = kT * kK;
   EXPECT_EQ(flops("Attention"), pairs * kH * 2 * (kQ + kV));
   EXPECT_EQ(flops("AttentionBackward"), pairs * kH * 2 * (3 * kQ + 2 * kV));

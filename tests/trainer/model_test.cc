@@ -68,6 +68,7 @@ TEST(Model, SparseOverAllKeysEqualsDenseForwardAndBackward) {
   }
 }
 
+// Also when the backward forms each block's weight gradients right behind its input's.
 TEST(Model, RecomputeGivesTheSameBits) {
   for (const AttentionForm form : {AttentionForm::kDense, AttentionForm::kSparse}) {
     RigOptions options;
@@ -76,8 +77,9 @@ TEST(Model, RecomputeGivesTheSameBits) {
     options.model.indexer_loss =
         form == AttentionForm::kSparse ? IndexerLossKind::kSparse : IndexerLossKind::kNone;
     const TrainedRig reference = TrainOnce(options);
-    for (const RecomputeMode mode : {RecomputeMode::kSelective, RecomputeMode::kFull}) {
-      options.model.recompute = mode;
+    for (int variant = 1; variant < 6; ++variant) {
+      options.model.recompute = static_cast<RecomputeMode>(variant % 3);
+      options.model.weights_with_input = variant >= 3;
       const TrainedRig found = TrainOnce(options);
       EXPECT_EQ(found.stats.lm_loss_1.data<double>()[0],
                 reference.stats.lm_loss_1.data<double>()[0]);
@@ -107,6 +109,26 @@ TEST(Model, RecomputeKeepsLessBetweenForwardAndBackward) {
     EXPECT_LT(held, previous);
     previous = held;
   }
+}
+
+TEST(Model, WeightGradientsWithTheInputsHoldOneBlockAtATime) {
+  int64_t peaks[2];
+  for (const bool with_input : {false, true}) {
+    RigOptions options;
+    options.model.attention = AttentionForm::kSparse;
+    options.model.recompute = RecomputeMode::kFull;
+    options.model.weights_with_input = with_input;
+    ModelRig rig(options, TinyConfig(), 11);
+    const Batch batch = rig.BatchOf(RandomTokens(1, 256, 5), 1);
+    StepStats stats = rig.NewStats();
+    ModelPart::Saved saved;
+    rig.network().Forward(rig.context(), batch, AllLosses(batch), Tensor(), stats, saved);
+    rig.context_.pool().ResetPeak();
+    rig.network().BackwardInput(rig.context(), batch, AllLosses(batch), Tensor(), stats, saved);
+    peaks[with_input] = rig.context_.pool().Uses().at("activations").peak_bytes;
+  }
+  // 3 blocks against one.
+  EXPECT_LT(peaks[1], peaks[0] * 2 / 3) << peaks[0];
 }
 
 TEST(Model, GradientsAgreeWithCentralDifferencesOfTheWholeLoss) {

@@ -42,16 +42,15 @@ absl::Status CheckStages(const BenchOptions& options) {
 }
 
 absl::StatusOr<BenchOptions> ReadOptions(const Arguments& arguments) {
-  ASSIGN_OR_RETURN(const ParsedArguments parsed,
-                   ParsedArguments::Parse("bench", arguments,
-                                          {{"stage"},
-                                           {"block"},
-                                           {"ids"},
-                                           {"steps"},
-                                           {"warmup"},
-                                           {"json"},
-                                           {"trace"},
-                                           {"no-trace", false}}));
+  ASSIGN_OR_RETURN(const ParsedArguments parsed, ParsedArguments::Parse("bench", arguments,
+                                                                        {{"stage"},
+                                                                         {"block"},
+                                                                         {"ids"},
+                                                                         {"steps"},
+                                                                         {"warmup"},
+                                                                         {"json"},
+                                                                         {"trace"},
+                                                                         {"no-trace", false}}));
   RETURN_IF_ERROR(parsed.CheckPositional(2, -1, kUsage));
   const std::vector<std::string>& words = parsed.positional();
   BenchOptions options;
@@ -130,19 +129,20 @@ absl::Status Bench(const Arguments& arguments, MpiRuntime& mpi) {
   const bool first = mpi.world().rank() == 0;
   const BenchDevice described = Describe(device);
   if (first) {
-    std::printf("%s, matmul %.1f TFLOP/s\n", described.name.c_str(),
-                described.matmul_flops / 1e12);
+    std::printf("%s, matmul %.1f %s\n", described.name.c_str(),
+                described.matmul_flops / (described.cuda ? 1e12 : 1e9),
+                described.cuda ? "TFLOP/s" : "GFLOP/s");
   }
   std::vector<BenchResult> results;
   for (const StageConfig& stage : config.stages) {
     const std::vector<std::string>& wanted = options->stages;
     if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), stage.name) == wanted.end())
       continue;
-    ASSIGN_OR_RETURN(std::vector<BenchResult> of_stage,
-                     options->layer ? BenchLayer(config.run, stage, *model, options->moe, device,
-                                                 options->request)
-                                    : BenchSteps(config.run, stage, *model, device,
-                                                 options->request));
+    ASSIGN_OR_RETURN(
+        std::vector<BenchResult> of_stage,
+        options->layer
+            ? BenchLayer(config.run, stage, *model, options->moe, device, options->request)
+            : BenchSteps(config.run, stage, *model, device, options->request));
     for (BenchResult& result : of_stage) {
       if (first) {
         std::fputs(("\n" + BenchText(described, result)).c_str(), stdout);

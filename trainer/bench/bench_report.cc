@@ -39,7 +39,8 @@ std::string SpeedText(const BenchDevice& device, const BenchResult& result) {
       *std::max_element(result.measured.step_seconds.begin(), result.measured.step_seconds.end()),
       TokensPerSecond(result), result.flops_per_token / 1e9);
   if (device.cuda) {
-    absl::StrAppendFormat(&text, "\n  %.1f model TFLOP/s a GPU: MFU %.1f %% of 989, %.1f %% of the "
+    absl::StrAppendFormat(&text,
+                          "\n  %.1f model TFLOP/s a GPU: MFU %.1f %% of 989, %.1f %% of the "
                           "matmul's %.0f",
                           Flops(result) / 1e12, 100 * Flops(result) / kPeakFlops,
                           100 * Flops(result) / device.matmul_flops, device.matmul_flops / 1e12);
@@ -138,7 +139,8 @@ nlohmann::json ResultJson(const BenchDevice& device, const BenchResult& result) 
   if (result.planned_seconds > 0) {
     json["plan"] = {{"seconds", result.planned_seconds}, {"peak_bytes", result.planned_bytes}};
   }
-  for (const auto& [use, memory] : measured.uses) json["peak_bytes_by_use"][use] = memory.peak_bytes;
+  for (const auto& [use, memory] : measured.uses)
+    json["peak_bytes_by_use"][use] = memory.peak_bytes;
   for (const PhaseTime& phase : measured.phases) {
     json["phases"].push_back({{"name", phase.name},
                               {"seconds", phase.seconds},

@@ -10,9 +10,9 @@ namespace baleen {
 
 // What all results of one call share.
 struct BenchDevice {
-  std::string name;           // "NVIDIA H100 80GB HBM3", "CPU"
+  std::string name;  // "NVIDIA H100 80GB HBM3", "CPU"
   bool cuda = false;
-  double matmul_flops = 0;    // measured in this call
+  double matmul_flops = 0;  // measured in this call
 };
 
 std::string BenchText(const BenchDevice& device, const BenchResult& result);

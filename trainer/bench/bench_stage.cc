@@ -19,14 +19,13 @@ absl::StatusOr<BenchStage> MakeBenchStage(const RunSection& run, StageConfig con
                                           int64_t seed) {
   // Two epochs' worth of a step at least: shuffling has something to choose from.
   const int64_t samples = std::max<int64_t>(4, 2 * config.global_batch_size);
-  auto tokens = BenchTokens::Make(samples * (config.data.seq_length + 1), model.vocab_size,
-                                  seed);
+  auto tokens = BenchTokens::Make(samples * (config.data.seq_length + 1), model.vocab_size, seed);
   RETURN_IF_ERROR(Agree(device.world(), tokens.status()));
   config.data.train = {{tokens->prefix(), 1.0}};
   config.data.validation.clear();
   config.data.document_mask = false;
-  ASSIGN_OR_RETURN(auto stage, TrainingStage::Make(run, config, model, device.world(),
-                                                   device.context()));
+  ASSIGN_OR_RETURN(auto stage,
+                   TrainingStage::Make(run, config, model, device.world(), device.context()));
   FillBenchWeights(*stage, seed);
   return BenchStage{*std::move(tokens), std::move(stage)};
 }
@@ -45,8 +44,7 @@ void UseIds(TrainingStage& stage, BenchIds ids, int64_t seed) {
   const int64_t topk = stage.model_config().index_topk;
   const ScopedUse use(stage.context(), "bench ids");
   stage.ReplaceSelection(
-      IntTensor(stage.context(),
-                MakeBenchIds(ids, rows, config.data.seq_length, topk, seed))
+      IntTensor(stage.context(), MakeBenchIds(ids, rows, config.data.seq_length, topk, seed))
           .Reshaped({static_cast<int64_t>(rows.size()), topk}));
 }
 

@@ -24,8 +24,7 @@ Table MakeTable(const Context& context, DType working, double scale, int64_t see
   const Tensor host = Context::Cpu().Empty(DType::kF32, {kTableElements});
   const RandomStream random(static_cast<uint64_t>(seed), NameStream("bench weights"));
   for (int64_t i = 0; i < kTableElements; ++i) {
-    host.data<float>()[i] =
-        static_cast<float>(scale * random.Normal(static_cast<uint64_t>(i)));
+    host.data<float>()[i] = static_cast<float>(scale * random.Normal(static_cast<uint64_t>(i)));
   }
   Table table;
   table.statistics = InDtype(context, CopyToDevice(context, host), statistics);

@@ -11,11 +11,20 @@ namespace {
 // In the order in which they run. Forward: ModelPart's steps; a full recompute is part of the
 // backward of what was combined last.
 const std::vector<std::string>& Phases() {
-  static const auto* const phases = new std::vector<std::string>{
-      "embedding",          "forward attention", "forward dispatch",   "forward experts",
-      "forward combine",    "head",              "head backward",      "backward combine",
-      "backward experts",   "backward dispatch", "backward attention", "embedding backward",
-      "weights",            "warm-up"};
+  static const auto* const phases = new std::vector<std::string>{"embedding",
+                                                                 "forward attention",
+                                                                 "forward dispatch",
+                                                                 "forward experts",
+                                                                 "forward combine",
+                                                                 "head",
+                                                                 "head backward",
+                                                                 "backward combine",
+                                                                 "backward experts",
+                                                                 "backward dispatch",
+                                                                 "backward attention",
+                                                                 "embedding backward",
+                                                                 "weights",
+                                                                 "warm-up"};
   return *phases;
 }
 constexpr int kHead = 5, kHeadBackward = 6, kEmbeddingBackward = 11, kWeights = 12, kWarmUp = 13;
@@ -37,7 +46,8 @@ class LayerPass {
   LayerPass(TrainingStage& stage, Batch batch) : stage_(stage), batch_(std::move(batch)) {
     const auto rows = static_cast<double>(batch_.num_keys());
     const Recipe& recipe = stage.recipe();
-    pass_.scales = {.lm = 1 / rows, .kl = recipe.indexer_weight / rows,
+    pass_.scales = {.lm = 1 / rows,
+                    .kl = recipe.indexer_weight / rows,
                     .balance = recipe.balance_weight / static_cast<double>(batch_.num_sequences)};
   }
 
@@ -90,22 +100,21 @@ absl::StatusOr<std::vector<BenchResult>> BenchLayer(const RunSection& run, const
   ASSIGN_OR_RETURN(const BenchStage bench,
                    MakeBenchStage(run, config, OneBlock(model, moe), device, request.seed));
   TrainingStage& on_rank = *bench.stage;
-  auto microbatches =
-      on_rank.train_data().Step(0, config.global_batch_size, config.micro_batch_size,
-                                on_rank.dp_rank(), on_rank.dp_size());
+  auto microbatches = on_rank.train_data().Step(
+      0, config.global_batch_size, config.micro_batch_size, on_rank.dp_rank(), on_rank.dp_size());
   RETURN_IF_ERROR(Agree(on_rank.world(), microbatches.status()));
-  LayerPass pass(on_rank,
-                 MakeBatch(on_rank.context(), microbatches->front(), on_rank.row_share()));
+  LayerPass pass(on_rank, MakeBatch(on_rank.context(), microbatches->front(), on_rank.row_share()));
   std::vector<BenchResult> results;
   for (const BenchIds ids : IdsOf(on_rank, request)) {
     UseIds(on_rank, ids, request.seed);
     BenchResult result = DescribeStage(on_rank, ids);
     result.what = moe ? "layer, moe" : "layer, dense";
     on_rank.optimizer().ZeroGradients();
-    ASSIGN_OR_RETURN(result.measured,
-                     Measure(on_rank.context(), on_rank.world(),
-                             {Phases(), [&](const Workload::Watch& watch) { return pass.Run(watch); }},
-                             request.measure));
+    ASSIGN_OR_RETURN(
+        result.measured,
+        Measure(on_rank.context(), on_rank.world(),
+                {Phases(), [&](const Workload::Watch& watch) { return pass.Run(watch); }},
+                request.measure));
     double all = 0, of_block = 0;
     for (size_t n = 0; n < result.measured.phases.size(); ++n) {
       all += result.measured.phases[n].seconds;
@@ -114,8 +123,7 @@ absl::StatusOr<std::vector<BenchResult>> BenchLayer(const RunSection& run, const
     result.seconds = result.measured.median_seconds * (all > 0 ? of_block / all : 1);
     result.tokens = config.micro_batch_size * config.data.seq_length * on_rank.dp_size();
     result.flops_per_token =
-        BlockCosts(on_rank.model_config(), on_rank.recipe(), config.data.seq_length)
-            .layers.front();
+        BlockCosts(on_rank.model_config(), on_rank.recipe(), config.data.seq_length).layers.front();
     results.push_back(std::move(result));
   }
   return results;

@@ -14,8 +14,7 @@ void AddPlan(const StageConfig& config, const ModelConfig& model, RunDevice& dev
              BenchResult& result) {
   std::string name = "cpu";
   if (device.cuda()) {
-    const bool h200 =
-        device.context().cuda().properties().name.find("H200") != std::string::npos;
+    const bool h200 = device.context().cuda().properties().name.find("H200") != std::string::npos;
     name = h200 ? "h200" : "h100";
   }
   const auto spec = FindDevice(name);
@@ -32,7 +31,8 @@ absl::StatusOr<std::vector<BenchResult>> BenchSteps(const RunSection& run,
                                                     const StageConfig& config,
                                                     const ModelConfig& model, RunDevice& device,
                                                     const BenchRequest& request) {
-  ASSIGN_OR_RETURN(const BenchStage bench, MakeBenchStage(run, config, model, device, request.seed));
+  ASSIGN_OR_RETURN(const BenchStage bench,
+                   MakeBenchStage(run, config, model, device, request.seed));
   TrainingStage& stage = *bench.stage;
   std::vector<BenchResult> results;
   int64_t steps = 0;

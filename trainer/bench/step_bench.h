@@ -15,10 +15,10 @@ struct BenchResult {
   std::string what;  // "step", or "layer, moe"
   std::string stage;
   BenchIds ids = BenchIds::kIndexer;
-  std::string kernel;  // the recipe's
+  std::string kernel;                  // the recipe's
   int64_t seq_length = 0, tokens = 0;  // of a step, over all ranks
   int world_size = 1;
-  double flops_per_token = 0;          // flops.h
+  double flops_per_token = 0;  // flops.h
   // What `seconds` of flops_per_token are: the step's median, or the block's share of it.
   double seconds = 0;
   Measured measured;

@@ -65,7 +65,7 @@ std::vector<WorkTime> LongestFirst(const std::map<std::string, WorkTime>& times)
 }  // namespace
 
 DeviceTimeline MakeTimeline(const std::vector<DeviceRecord>& records,
-                      const std::vector<std::string>& phases) {
+                            const std::vector<std::string>& phases) {
   DeviceTimeline timeline;
   for (const std::string& phase : phases) timeline.phases.push_back({.name = phase});
   const std::vector<Mark> marks = MarksOf(records);
@@ -114,13 +114,21 @@ std::string ChromeTrace(const std::vector<DeviceRecord>& records,
                         const std::vector<std::string>& phases) {
   nlohmann::json events = nlohmann::json::array();
   const auto name_row = [&](int row, const std::string& name) {
-    events.push_back({{"ph", "M"}, {"pid", 0}, {"tid", row}, {"name", "thread_name"},
+    events.push_back({{"ph", "M"},
+                      {"pid", 0},
+                      {"tid", row},
+                      {"name", "thread_name"},
                       {"args", {{"name", name}}}});
   };
   const auto add = [&](int row, const std::string& name, const std::string& kind, double begin,
                        double end) {
-    events.push_back({{"ph", "X"}, {"pid", 0}, {"tid", row}, {"name", name}, {"cat", kind},
-                      {"ts", begin * 1e6}, {"dur", (end - begin) * 1e6}});
+    events.push_back({{"ph", "X"},
+                      {"pid", 0},
+                      {"tid", row},
+                      {"name", name},
+                      {"cat", kind},
+                      {"ts", begin * 1e6},
+                      {"dur", (end - begin) * 1e6}});
   };
   constexpr int kPhaseRow = 0;
   name_row(kPhaseRow, "phases");

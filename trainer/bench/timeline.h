@@ -35,7 +35,7 @@ struct DeviceTimeline {
 // Mark n begins phase n of `phases`; the mark behind the last phase ends the step. What ran before
 // the first mark or after the last is left out.
 DeviceTimeline MakeTimeline(const std::vector<DeviceRecord>& records,
-                      const std::vector<std::string>& phases);
+                            const std::vector<std::string>& phases);
 
 // The same records for chrome://tracing or Perfetto: a row for the phases and one a stream.
 std::string ChromeTrace(const std::vector<DeviceRecord>& records,

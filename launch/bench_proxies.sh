@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Measures steps and layers of the 671B proxy on one GPU, from 8K to 128K tokens: what docs/benchmarking.md describes.
+#
+#   launch/bench_proxies.sh OUT_DIR             all of them, about three minutes on an H100
+#   launch/bench_proxies.sh OUT_DIR layer64     only these: step8 step32 step64 layer8 layer32 layer64 layer128
+#   BALEEN=path launch/bench_proxies.sh ...     another binary than that of the bundle or of dist/baleen
+#
+# One process each, so that one that finds no memory leaves the others alone; a log and a JSON file each in OUT_DIR.
+# libcupti must be found for kernel times: name its folder in LD_LIBRARY_PATH. Exit code 1: some failed.
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+case ${1:-} in
+  -h | --help) print_help "${BASH_SOURCE[0]}" && exit 0 ;;
+  '' | -*) die $kExitUsage "launch/bench_proxies.sh: no OUT_DIR; see launch/bench_proxies.sh --help" ;;
+esac
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+shift
+wanted=${*:-step8 step32 step64 layer8 layer32 layer64 layer128}
+binary=${BALEEN:-}
+for place in "$root/bin/baleen" "$root/dist/baleen/bin/baleen"; do
+  if [[ -z $binary && -x $place ]]; then binary=$place; fi
+done
+if [[ -z $binary ]]; then die $kExitEnvironment "launch/bench_proxies.sh: no binary; make a bundle, or set BALEEN"; fi
+export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT:-1}"
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}"
+cd "$root"
+
+failed=0
+measure() {  # measure NAME WORDS...
+  local name=$1 start=$SECONDS code=0
+  shift
+  timeout 300 "$binary" bench "$@" --json "$out/$name.json" >"$out/$name.log" 2>&1 || code=$?
+  say "$name: exit code $code, $((SECONDS - start)) s, $out/$name.log"
+  sed -n '/tokens a sequence/{N;N;p}' "$out/$name.log"
+  if ((code != 0)); then failed=1 && tail -n 5 "$out/$name.log"; fi
+}
+
+long=(--ids "near,random" --steps 2 --warmup 1)
+for name in $wanted; do
+  case $name in
+    step8) measure step8 step configs/run/proxy_8k.yaml --ids near,random --steps 3 ;;
+    step32) measure step32 step configs/run/proxy_32k.yaml "${long[@]}" ;;
+    step64) measure step64 step configs/run/proxy_32k.yaml "${long[@]}" --stage warmup,sparse data.seq_length=64Ki \
+      optimizer.moments=bf16 ;;
+    layer8) measure layer8 layer configs/run/proxy_8k.yaml --ids near,random recompute=none ;;
+    layer32) measure layer32 layer configs/run/proxy_32k.yaml "${long[@]}" recompute=none ;;
+    layer64) measure layer64 layer configs/run/proxy_32k.yaml "${long[@]}" data.seq_length=64Ki ;;
+    layer128) measure layer128 layer configs/run/proxy_128k.yaml "${long[@]}" --stage warmup,sparse ;;
+    *) die $kExitUsage "launch/bench_proxies.sh: unknown measurement '$name'; see launch/bench_proxies.sh --help" ;;
+  esac
+done
+exit $failed
