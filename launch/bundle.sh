@@ -23,6 +23,10 @@ fi
 bash "$root/launch/build.sh" bundle baleen
 if ninja -C "$root/build/bundle" -t query baleen_gpu_tests >/dev/null 2>&1; then
   bash "$root/launch/build.sh" bundle baleen_gpu_tests
+  if ! ninja -C "$root/build/bundle" -t commands baleen | grep -q BALEEN_HAVE_CUDNN_FRONTEND; then
+    say "without the cuDNN frontend: dense attention will run on general kernels, many times slower; first run" \
+      "launch/setup.sh --optional to have it in the bundle"
+  fi
 else
   say "no CUDA backend in this build: a bundle for the CPU, without GPU tests"
 fi

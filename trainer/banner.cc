@@ -91,7 +91,8 @@ std::string Fp8Text(TrainingStage& stage) {
   }
   const std::string dtype(DTypeName(stage.dtype()));
   return absl::StrCat(
-      "gemm      fp8_block", stage.context().device().kind == DeviceKind::kCpu ? " (simulated)" : "",
+      "gemm      fp8_block",
+      stage.context().device().kind == DeviceKind::kCpu ? " (simulated)" : "",
       ", E4M3 with power-of-two scales, 1x128 (activations, gradients) and 128x128 (weights): ",
       inside.empty() ? "none" : absl::StrJoin(inside, ", "), "\n          in ", dtype,
       ": experts' weight gradients, kv_b_proj absorbed into sparse attention, indexer, eh_proj, "

@@ -16,7 +16,8 @@ DeviceSpec H100() {
   DeviceSpec device;
   device.name = "h100";
   device.description =
-      "H100 80 GB: GEMM bf16 794 TF, fp8 blocks 1150 TF, copy 3.02 TB/s, sparse attention 520/342 TF, "
+      "H100 80 GB: GEMM bf16 794 TF, fp8 blocks 1150 TF, copy 3.02 TB/s, "
+      "sparse attention 520/342 TF, "
       "indexer 680 TF, dense attention 555/290 TF, grouped GEMM 715 TF (measured); NVLink 360 GB/s "
       "in nodes of 8, network 40 GB/s a GPU, 20 us a call, 6 GiB for driver, NCCL and workspaces "
       "(assumed)";
@@ -26,7 +27,7 @@ DeviceSpec H100() {
   device.op_flops = {
       {"grouped_matmul", 715e12},
       {"fp8_matmul", 1150e12},  // 1160 to 1307 with weights, 850 to 1000 of their gradients
-      {"fp8_grouped_matmul", 1000e12},
+      {"fp8_grouped_matmul", 1000e12},  // assumed
       {"Attention", 555e12},
       {"AttentionBackward", 290e12},
       {"MaskedAttention", 400e12},

@@ -40,7 +40,7 @@ AttentionCost SelectedAttentionCostOnGpu(const ModelConfig& model, int64_t seq_l
                                          int64_t heads, DType dtype) {
   const double mean_keys = static_cast<double>(seq_length + 1) / 2;
   const double selected = std::min(mean_keys, static_cast<double>(model.index_topk));
-  // FLOP over TFLOP/s are microseconds times 1e-6.
+  // FLOP over TFLOP/s, times 1e-6, are microseconds.
   const auto microseconds = [&](double keys, int64_t width, int64_t value_dim,
                                 const AttentionSpeed& speed) {
     const double pairs = 2 * keys * static_cast<double>(heads);

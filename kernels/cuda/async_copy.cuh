@@ -1,8 +1,10 @@
 // Copies that run beside the threads: cp.async (16 B a thread, for gathers; generic proxy) and
-// cp.async.bulk / cp.reduce.async.bulk (contiguous runs; async proxy, sizes and addresses in 16 B).
+// cp.async.bulk (contiguous runs; async proxy, sizes and addresses in 16 B).
 //
 // Proxies: shared memory written by st/stmatrix/cp.async and read next by wgmma or a bulk copy
-// needs FenceProxyAsync() in each writing thread (for cp.async: after its wait) before the barrier.
+// needs FenceProxyAsync() between the write and the read: in each writing thread before the barrier
+// (for cp.async: after its wait), or, where cp.async arrives on an mbarrier by itself, in the
+// readers behind that barrier.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +19,6 @@ __device__ __forceinline__ uint64_t PolicyEvictFirst() {
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-__device__ __forceinline__ uint64_t PolicyEvictLast() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
 
 // --- cp.async: one 16-byte chunk per thread, past L1; `valid` false writes zeros. ---------------
 
@@ -30,13 +27,6 @@ __device__ __forceinline__ void CopyAsync16(uint32_t shared, const void* global,
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
                "r"(valid ? 16 : 0)
                : "memory");
-}
-__device__ __forceinline__ void CopyAsync16Hint(uint32_t shared, const void* global, bool valid,
-                                                uint64_t hint) {
-  asm volatile(
-      "cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(shared),
-      "l"(global), "r"(valid ? 16 : 0), "l"(hint)
-      : "memory");
 }
 __device__ __forceinline__ void CopyAsyncCommit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -72,17 +62,6 @@ __device__ __forceinline__ void BulkLoadHint(uint32_t shared, const void* global
       : "memory");
 }
 
-// Own shared memory to another block's: both addresses from PeerAddress; the bytes land on the
-// receiver's barrier, which the receiver armed with BarrierArriveExpect.
-__device__ __forceinline__ void BulkCopyToPeer(uint32_t peer_shared, uint32_t shared,
-                                               uint32_t bytes, uint32_t peer_barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(peer_shared),
-      "r"(shared), "r"(bytes), "r"(peer_barrier)
-      : "memory");
-}
-
 // 16 bytes of registers into another block's shared memory; they count on a barrier there (both
 // addresses from PeerAddress), which the receiver armed or will arm with BarrierArriveExpect.
 __device__ __forceinline__ void StorePeer16(uint32_t peer_shared, uint32_t peer_barrier, uint32_t a,
@@ -91,36 +70,6 @@ __device__ __forceinline__ void StorePeer16(uint32_t peer_shared, uint32_t peer_
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%2, %3, %4, %5}, "
       "[%1];" ::"r"(peer_shared),
       "r"(peer_barrier), "r"(a), "r"(b), "r"(c), "r"(d)
-      : "memory");
-}
-
-// Shared to global; completion through BulkCommit / BulkWait*.
-__device__ __forceinline__ void BulkStore(void* global, uint32_t shared, uint32_t bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
-               "r"(shared), "r"(bytes)
-               : "memory");
-}
-
-// global[i] += shared[i], element by element and atomically; the order of adds is not defined.
-__device__ __forceinline__ void BulkAddF32(float* global, uint32_t shared, uint32_t bytes) {
-  asm volatile(
-      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
-      "r"(shared), "r"(bytes)
-      : "memory");
-}
-__device__ __forceinline__ void BulkAddF32Hint(float* global, uint32_t shared, uint32_t bytes,
-                                               uint64_t hint) {
-  asm volatile(
-      "cp.reduce.async.bulk.global.shared::cta.bulk_group.L2::cache_hint.add.f32 [%0], [%1], %2, "
-      "%3;" ::"l"(global),
-      "r"(shared), "r"(bytes), "l"(hint)
-      : "memory");
-}
-__device__ __forceinline__ void BulkAddBf16(void* global, uint32_t shared, uint32_t bytes) {
-  asm volatile(
-      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.bf16 [%0], [%1], %2;" ::"l"(
-          global),
-      "r"(shared), "r"(bytes)
       : "memory");
 }
 

@@ -69,21 +69,6 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) 
       : "memory");
 }
 
-// Whether the phase of the given parity has completed, without waiting for it.
-__device__ __forceinline__ bool BarrierTest(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 // Named barriers 1..15 (0 is __syncthreads): `threads` counts those that sync and those that
 // arrive.
 __device__ __forceinline__ void NamedSync(uint32_t barrier, uint32_t threads) {

@@ -15,21 +15,6 @@ __device__ __forceinline__ void StoreMatrix4(uint32_t shared, uint32_t a, uint32
                "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
 }
-// The same, each tile transposed on its way.
-__device__ __forceinline__ void StoreMatrix4Transposed(uint32_t shared, uint32_t a, uint32_t b,
-                                                       uint32_t c, uint32_t d) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared),
-      "r"(a), "r"(b), "r"(c), "r"(d)
-      : "memory");
-}
-__device__ __forceinline__ void LoadMatrix4(uint32_t shared, uint32_t& a, uint32_t& b, uint32_t& c,
-                                            uint32_t& d) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
-               : "r"(shared)
-               : "memory");
-}
 __device__ __forceinline__ void LoadMatrix4Transposed(uint32_t shared, uint32_t& a, uint32_t& b,
                                                       uint32_t& c, uint32_t& d) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -63,10 +48,6 @@ __device__ __forceinline__ void AddVector4(float* global, float a, float b, floa
                "f"(c), "f"(d)
                : "memory");
 }
-__device__ __forceinline__ void AddVector2(float* global, float a, float b) {
-  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(global), "f"(a), "f"(b) : "memory");
-}
-
 __device__ __forceinline__ void StoreShared16(uint32_t shared, uint32_t a, uint32_t b, uint32_t c,
                                               uint32_t d) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a), "r"(b), "r"(c),
@@ -89,19 +70,6 @@ __device__ __forceinline__ void RaiseRegisters() {
 template <int kRegisters>
 __device__ __forceinline__ void LowerRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-
-// True in one lane of a converged warp.
-__device__ __forceinline__ bool ElectOne() {
-  uint32_t elected;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "elect.sync _|p, 0xffffffff;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(elected));
-  return elected != 0;
 }
 
 }  // namespace baleen::cuda

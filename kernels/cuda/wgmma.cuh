@@ -1,5 +1,5 @@
 // Warpgroup matrix multiply: shared-memory descriptors and ordering. The instructions themselves
-// are in wgmma_bf16.cuh.
+// are in wgmma_bf16.cuh and wgmma_fp8.cuh.
 //
 // Every operand tile here is built of atoms of 8 lines x 128 bytes (64 bf16) with the 128-byte
 // swizzle: the 16-byte chunk c of line l lies at chunk c ^ (l % 8). Atoms start at multiples of

@@ -208,11 +208,12 @@ absl::StatusOr<CudnnAttention*> CudnnAttention::Of(const Context& context) {
   return own.get();
 }
 
-absl::StatusOr<const CudnnAttention::Plan*> CudnnAttention::PlanFor(const CudnnShapes& shapes) {
+absl::StatusOr<std::shared_ptr<const CudnnAttention::Plan> > CudnnAttention::PlanFor(
+    const CudnnShapes& shapes) {
   auto found = plans_.find(shapes);
   if (found == plans_.end()) {
     if (plans_.size() >= kMaxPlans) plans_.clear();
-    auto plan = std::make_unique<Plan>();
+    auto plan = std::make_shared<Plan>();
     plan->graph.set_sm_version(90)
         .set_io_data_type(fe::DataType_t::BFLOAT16)
         .set_intermediate_data_type(fe::DataType_t::FLOAT)
@@ -225,12 +226,11 @@ absl::StatusOr<const CudnnAttention::Plan*> CudnnAttention::PlanFor(const CudnnS
     } catch (const std::exception& error) {
       status = absl::UnimplementedError(absl::StrCat("cuDNN attention: ", error.what()));
     }
-    absl::StatusOr<std::unique_ptr<Plan> > entry = std::move(plan);
+    absl::StatusOr<std::shared_ptr<const Plan> > entry = std::move(plan);
     if (!status.ok()) entry = status;
     found = plans_.emplace(shapes, std::move(entry)).first;
   }
-  RETURN_IF_ERROR(found->second.status());
-  return found->second->get();
+  return found->second;
 }
 
 absl::Status CudnnAttention::Forward(const Context& context, const AttentionSegment& segment,
@@ -239,7 +239,7 @@ absl::Status CudnnAttention::Forward(const Context& context, const AttentionSegm
   const int64_t rows = segment.num_rows(), heads = q_THQ.dim(1), row = segment.row_begin;
   const bool is_square = rows == segment.num_keys();
   ASSIGN_OR_RETURN(
-      const Plan* const plan,
+      const std::shared_ptr<const Plan> plan,
       PlanFor({.pass = CudnnShapes::Pass::kForward,
                .mask = is_square ? CudnnShapes::Mask::kTopLeft : CudnnShapes::Mask::kBottomRight,
                .rows = rows,
@@ -270,10 +270,10 @@ absl::Status CudnnAttention::Backward(const Context& context, const AttentionSeg
   const int64_t all_heads = q_THQ.dim(1), Q = q_THQ.dim(2), V = v_SHV.dim(2);
   const std::vector<BackwardCall> calls = BackwardCalls(segment, all_heads, budget_bytes);
   // All plans first: nothing is written unless every call can be made.
-  std::vector<const Plan*> plans;
+  std::vector<std::shared_ptr<const Plan> > plans;  // held: the cache may drop them meanwhile
   for (const BackwardCall& call : calls) {
     ASSIGN_OR_RETURN(
-        const Plan* const plan,
+        std::shared_ptr<const Plan> plan,
         PlanFor({.pass = CudnnShapes::Pass::kBackward,
                  .mask = call.triangle ? CudnnShapes::Mask::kTopLeft : CudnnShapes::Mask::kNone,
                  .rows = call.rows,
@@ -284,7 +284,7 @@ absl::Status CudnnAttention::Backward(const Context& context, const AttentionSeg
                  .Q = Q,
                  .V = V,
                  .scale = static_cast<float>(scale)}));
-    plans.push_back(plan);
+    plans.push_back(std::move(plan));
   }
   const BackwardScratch scratch = ScratchOf(calls, Q, V);
   const Tensor dk = context.Empty(DType::kBF16, {scratch.dk_elements});

@@ -74,11 +74,11 @@ class CudnnAttention {
   ~CudnnAttention();
 
  private:
-  absl::StatusOr<const Plan*> PlanFor(const CudnnShapes& shapes);
+  absl::StatusOr<std::shared_ptr<const Plan>> PlanFor(const CudnnShapes& shapes);
 
   void* handle_;
   std::string version_;
-  std::map<CudnnShapes, absl::StatusOr<std::unique_ptr<Plan>>> plans_;
+  std::map<CudnnShapes, absl::StatusOr<std::shared_ptr<const Plan>>> plans_;
 };
 
 }  // namespace baleen

@@ -1,4 +1,4 @@
-// Dense indexer loss, kernels 4 to 7: gradients from masks and delta. See
+// Dense indexer loss, kernels 4 to 8: gradients from masks and delta. See
 // dense_indexer_loss_cuda.cu for who does what.
 //
 // Both gradients are products whose A has the elements mask & delta, formed in registers from the

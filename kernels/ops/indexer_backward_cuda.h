@@ -1,11 +1,14 @@
 // KL loss of the lightning indexer on the selected keys and its whole backward, on the GPU
 // (sm_90a):
 //
-//   a[t,i,j] = q[t,j] . k[ids[t,i]];  score = sum_j w[t,j] relu(a);  pi = softmax over the row's
-//   chosen keys p = target_scale * target;  P[t] = sum_i p;  loss[t] = sum_i p ln p - sum_i p score
-//   + P lse      (0 ln 0 = 0) delta = grad_scale * (pi * P - p) dw[t,j]  = sum_i delta relu(a);
-//   dq[t,j] = w[t,j] sum_i delta 1[a > 0] k[ids[t,i]] dk[s]   += sum over (t, i) with ids[t,i] = s
-//   of delta sum_j w[t,j] 1[a > 0] q[t,j]
+//   a[t,i,j] = q[t,j] . k[ids[t,i]];  score = sum_j w[t,j] relu(a)
+//   pi = softmax of score over the row's chosen keys;  p = target_scale * target;  P[t] = sum_i p
+//
+//   loss[t] = sum_i p ln p - sum_i p score + P lse      (0 ln 0 = 0)
+//   delta   = grad_scale * (pi * P - p)
+//   dw[t,j] = sum_i delta relu(a)
+//   dq[t,j] = w[t,j] sum_i delta 1[a > 0] k[ids[t,i]]
+//   dk[s]  += sum over (t, i) with ids[t,i] = s of delta sum_j w[t,j] 1[a > 0] q[t,j]
 //
 // Deterministic: dk is summed in 32-bit integers with a power-of-two scale of each key's own,
 // chosen from an exact bound so that no sum can overflow; the rounding of a key's sum is below

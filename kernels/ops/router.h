@@ -2,8 +2,9 @@
 // from unbiased scores.
 //
 //   s = sigmoid(logits);  c = s + bias;  group score = sum of the two best c of the group
-//   keep the topk_group best of n_group groups (others -inf), choose the num_experts_per_tok best c
-//   of the rest weight_a = s_a / (sum of chosen s + 1e-20) * routed_scaling_factor
+//   keep the topk_group best of n_group groups (others -inf)
+//   choose the num_experts_per_tok best c of the rest
+//   weight_a = s_a / (sum of chosen s + 1e-20) * routed_scaling_factor
 //              (norm_topk_prob; else s_a * factor)
 // Ties: the lower index wins, for groups and for experts. Chosen ids are given in ascending order.
 // With NaN scores the ids are valid and different, but not defined.

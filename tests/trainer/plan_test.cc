@@ -119,6 +119,7 @@ TEST(Plan, HandsEveryOpTheDtypesOfAGpu) {
         stage.recompute = recompute;
         stage.losses.balance = 1e-3;
         stage.optimizer.moments = MomentsDType::kBf16;
+        if (recompute != Recompute::kNone) stage.precision.gemm = GemmPrecision::kFp8Block;
         if (parallel) {
           stage.parallelism.tensor = train == TrainMode::kAll ? 2 : 1;
           stage.parallelism.context = 2;

@@ -68,8 +68,8 @@ struct ModelOptions {
   bool hadamard = false;
   int64_t query_chunk = 512;  // query rows whose scores are held at once
   int64_t key_tile = 256;     // keys of one tile of the dense warm-up loss
-  // Rows whose logits are held at once. Each chunk adds to the whole fp32 gradient of the head: with
-  // 1024 rows that traffic takes as long as the product.
+  // Rows whose logits are held at once. Each chunk adds to the whole fp32 gradient of the head:
+  // with 1024 rows that traffic takes as long as the product.
   int64_t head_chunk = 4096;
   // Query rows whose heads are expanded at once: the length of a sequence is met by chunks.
   int64_t attention_chunk = 4096;
