@@ -262,8 +262,7 @@ class ExpertPlanner {
         Context::Cpu().Zeros(DType::kI64, {chunks, CountTable::Columns(topology_)});
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const Range tokens = TokensOf({chunk, chunk + 1});
-      counts.data<int64_t>()[chunk * counts.dim(1)] =
-          (tokens.end - tokens.begin) * ids_TA_.dim(1);
+      counts.data<int64_t>()[chunk * counts.dim(1)] = (tokens.end - tokens.begin) * ids_TA_.dim(1);
     }
     return CountTable(topology_, chunks, counts);
   }
@@ -292,8 +291,7 @@ class ExpertPlanner {
     hop.recv_rows.clear();
     for (const auto& of_source : rows_SL) hop.recv_rows.push_back(Sum(of_source));
     const int64_t rows = Sum(hop.recv_rows);
-    const Context host =
-        context_.device().kind == DeviceKind::kCpu ? context_ : Context::Cpu();
+    const Context host = context_.device().kind == DeviceKind::kCpu ? context_ : Context::Cpu();
     const Tensor expert_N1 = host.Empty(DType::kI32, {rows, 1});
     int32_t* next = expert_N1.data<int32_t>();
     for (const auto& of_source : rows_SL) {
@@ -302,8 +300,7 @@ class ExpertPlanner {
       }
     }
     const int64_t experts = static_cast<int64_t>(rows_SL[0].size());
-    hop.arrivals =
-        BuildPermutation(context_, CopyToDevice(context_, expert_N1), 0, experts, rows);
+    hop.arrivals = BuildPermutation(context_, CopyToDevice(context_, expert_N1), 0, experts, rows);
     hop.sorted = experts == 1;
   }
 
@@ -341,8 +338,8 @@ class ExpertPlanner {
         }
       }
     }
-    hop.send = BuildPermutation(context_, ids_VA, first_rank * local, size * local,
-                                Sum(hop.send_rows));
+    hop.send =
+        BuildPermutation(context_, ids_VA, first_rank * local, size * local, Sum(hop.send_rows));
     if (size > 1) SetArrivals(rows, hop);
     return hop;
   }

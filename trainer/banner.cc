@@ -53,8 +53,8 @@ std::string LayoutText(TrainingStage& stage) {
   }
   absl::StrAppend(&text, "rows      ", layout.rows_per_rank,
                   " of a microbatch on this rank; chunks: ", options.attention_chunk,
-                  " in attention, ", options.query_chunk, " of scores, ", options.head_chunk,
-                  " in the head");
+                  " in attention, ", options.query_chunk, " of scores, ", options.mlp_chunk,
+                  " in MLPs, ", options.head_chunk, " in the head");
   if (layout.grid.ep_size() > 1) {
     absl::StrAppend(&text, "; experts take in ",
                     layout.expert_rows > 0 ? absl::StrCat("at most ", layout.expert_rows) : "all",
@@ -125,10 +125,9 @@ std::string CudaKernelText(TrainingStage& stage) {
                             MakeKeyWindows(stage.context(), std::vector<int32_t>(rows, 0), ends)));
   }
   if (!stage.recipe().use_indexer) return text;
-  absl::StrAppend(
-      &text, "; indexer scores: ",
-      IndexerScoresKernelName(dtype, model.index_n_heads, model.index_head_dim), "; top-k: ",
-      TopkSelectKernelName());
+  absl::StrAppend(&text, "; indexer scores: ",
+                  IndexerScoresKernelName(dtype, model.index_n_heads, model.index_head_dim),
+                  "; top-k: ", TopkSelectKernelName());
   if (options.indexer_loss == IndexerLossKind::kSparse) {
     absl::StrAppend(&text, "; indexer loss: ",
                     SparseIndexerLossKernelName(dtype, model.index_n_heads, model.index_head_dim,

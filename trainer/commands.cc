@@ -102,7 +102,8 @@ chosen at random or the last ones (what the indexer is worth); loss by position;
   KEY=VALUE           overrides of the run file
 )";
 
-const char kBenchHelp[] = R"(  baleen bench step configs/run/proxy_8k.yaml --stage sparse --ids near --json step.json
+const char kBenchHelp[] =
+    R"(  baleen bench step configs/run/proxy_8k.yaml --stage sparse --ids near --json step.json
   mpirun -n 2 baleen bench layer configs/run/proxy_8k.yaml --block dense parallelism.tensor=2
 
 How fast the stages of a run file are here, and where the time goes: step time, tokens/s, MFU, share of the matmul measured

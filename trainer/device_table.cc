@@ -19,14 +19,13 @@ DeviceSpec H100() {
       "H100 80 GB: GEMM bf16 794 TF, fp8 blocks 1150 TF, copy 3.02 TB/s, "
       "sparse attention 520/342 TF, "
       "indexer 680 TF, dense attention 555/290 TF, grouped GEMM 715 TF (measured); NVLink 360 GB/s "
-      "in nodes of 8, network 40 GB/s a GPU, 20 us a call, 6 GiB for driver, NCCL and workspaces "
-      "(assumed)";
-  device.memory_bytes = int64_t{80} * 1'000'000'000 * 99 / 100;  // 79.2 GB: what CUDA offers
-  device.reserved_bytes = 6 * kGiB;
+      "in nodes of 8, network 40 GB/s a GPU, 20 us a call, 3 GiB for driver and libraries (assumed)";
+  device.memory_bytes = int64_t{81079} << 20;  // 79.18 GiB: what CUDA offers
+  device.reserved_bytes = 3 * kGiB;
   device.matmul_flops = 794e12;
   device.op_flops = {
       {"grouped_matmul", 715e12},
-      {"fp8_matmul", 1150e12},  // 1160 to 1307 with weights, 850 to 1000 of their gradients
+      {"fp8_matmul", 1150e12},          // 1160 to 1307 with weights, 850 to 1000 of their gradients
       {"fp8_grouped_matmul", 1000e12},  // assumed
       {"Attention", 555e12},
       {"AttentionBackward", 290e12},
@@ -51,7 +50,7 @@ DeviceSpec H200() {
   device.name = "h200";
   device.description =
       "H200 141 GB: as h100 (same cores, GEMM 769 to 798 TF measured), copy 4.3 TB/s (measured)";
-  device.memory_bytes = int64_t{141} * 1'000'000'000 * 99 / 100;
+  device.memory_bytes = int64_t{139} << 30;
   device.memory_bandwidth = 4.3e12;
   return device;
 }

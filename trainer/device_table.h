@@ -17,7 +17,7 @@ struct DeviceSpec {
   std::string name;                        // as --gpu takes it
   std::string description;                 // for the report, with what is assumed
   int64_t memory_bytes = 0;                // of one GPU; cpu: of the host
-  int64_t reserved_bytes = 0;              // driver, communication library, workspaces of kernels
+  int64_t reserved_bytes = 0;              // driver, code and buffers of libraries
   double matmul_flops = 0;                 // a second
   std::map<std::string, double> op_flops;  // ops with another ceiling than matmul, by name
   double memory_bandwidth = 0;             // bytes a second, read and written together

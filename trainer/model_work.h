@@ -58,7 +58,7 @@ class ModelWork : public PipelineWork {
 
   LossReader read_losses_;
   GradientsReady ready_;
-  std::map<int, size_t> formed_;  // by part: microbatches whose gradients are formed
+  std::map<int, size_t> formed_;         // by part: microbatches whose gradients are formed
   std::map<int, size_t> blocks_formed_;  // the same of the blocks, where the backward forms them
   std::map<std::pair<int, int>, ModelPart::Saved> saved_;  // by (part, microbatch)
 };

@@ -123,8 +123,8 @@ absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& m
   recipe.options.indexer_precision = stage.dsa.indexer_dtype == IndexerDType::kFp8
                                          ? IndexerPrecision::kFp8
                                          : IndexerPrecision::kFull;
-  recipe.options.gemm = stage.precision.gemm == GemmPrecision::kFp8Block ? GemmKind::kFp8Block
-                                                                         : GemmKind::kCompute;
+  recipe.options.gemm =
+      stage.precision.gemm == GemmPrecision::kFp8Block ? GemmKind::kFp8Block : GemmKind::kCompute;
   recipe.options.recompute = Mode(stage.recompute);
   recipe.options.weights_with_input = WeightsWithInput(stage);
   recipe.kernel = "dense";

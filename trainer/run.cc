@@ -157,8 +157,8 @@ absl::Status Run::DryRun() {
   RETURN_IF_ERROR(CheckStages());
   log_.Info(SourceSummaryText(*source_));
   for (const StageConfig& stage_config : config_.stages) {
-    ASSIGN_OR_RETURN(const auto stage,
-                     TrainingStage::Make(config_.run, stage_config, source_->config(), world_, context_));
+    ASSIGN_OR_RETURN(const auto stage, TrainingStage::Make(config_.run, stage_config,
+                                                           source_->config(), world_, context_));
     RETURN_IF_ERROR(Agree(world_, stage->train_data().CheckVocabulary()));
     log_.Info(StageBanner(*stage));
   }
@@ -253,8 +253,8 @@ absl::Status Run::Train() {
 
 absl::Status Run::RunStage() {
   InstallSignal(stage_config().checkpoint.signal);
-  ASSIGN_OR_RETURN(const auto stage,
-                   TrainingStage::Make(config_.run, stage_config(), source_->config(), world_, context_));
+  ASSIGN_OR_RETURN(const auto stage, TrainingStage::Make(config_.run, stage_config(),
+                                                         source_->config(), world_, context_));
   const bool same_stage = state_ && state_->metadata().stage_index == position_.stage_index;
   changed_.clear();
   RETURN_IF_ERROR(Agree(

@@ -13,8 +13,8 @@ namespace baleen {
 class RunDevice {
  public:
   // Every rank calls it. kAuto takes the GPUs where every rank sees one, the CPU where none does.
-  // EnvironmentError: no GPU, fewer GPUs than ranks on a host, a driver or library that is missing, a
-  // build without the CUDA backend.
+  // EnvironmentError: no GPU, fewer GPUs than ranks on a host, a driver or library that is missing,
+  // a build without the CUDA backend.
   static absl::StatusOr<RunDevice> Start(DeviceChoice choice, MpiRuntime& mpi);
 
   Context& context() { return context_; }

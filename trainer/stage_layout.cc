@@ -10,8 +10,11 @@ namespace baleen {
 namespace {
 
 // Rows at a rank's experts at once, whatever the run file allows: 3.8 GB of bf16 rows 7168 wide. A
-// long sequence is met by rounds, as attention meets it by chunks.
-constexpr int64_t kMostExpertRows = 1 << 18;
+// long sequence is met by rounds, as attention meets it by chunks. Rounds keep nothing for the
+// backward, which a full recompute would not have kept either: then smaller ones cost no more.
+int64_t MostExpertRows(Recompute recompute) {
+  return int64_t{1} << (recompute == Recompute::kFull ? 17 : 18);
+}
 
 SchedulePolicy PolicyOf(ScheduleName name) {
   switch (name) {
@@ -96,7 +99,7 @@ void SetExpertRows(const StageConfig& stage, const ModelConfig& model, StageLayo
   const int64_t least = MinimumExpertRows(ep, model.n_routed_experts / ep,
                                           model.num_experts_per_tok, layout.expert_node_size);
   const auto wanted = static_cast<int64_t>(std::ceil(balanced * asked.expert_buffer));
-  layout.expert_rows = std::max(least, std::min(wanted, kMostExpertRows));
+  layout.expert_rows = std::max(least, std::min(wanted, MostExpertRows(stage.recompute)));
 }
 
 absl::Status SetParts(const StageConfig& stage, const ModelConfig& model, const Recipe& recipe,

@@ -102,44 +102,6 @@ void AddByPosition(const Context& context, const Batch& batch, const Tensor& on_
   }
 }
 
-// The pipeline's work, telling `watch` what each call does.
-class WatchedWork : public PipelineWork {
- public:
-  WatchedWork(PipelineWork& work, const StepWatch& watch) : work_(work), watch_(watch) {}
-
-  Tensor Forward(int part, int microbatch, const Tensor& x) override {
-    watch_(StepPhase::kForward);
-    const Tensor y = work_.Forward(part, microbatch, x);
-    watch_(StepPhase::kPipeline);
-    return y;
-  }
-  Tensor BackwardInput(int part, int microbatch, const Tensor& dy) override {
-    watch_(StepPhase::kBackwardInput);
-    const Tensor dx = work_.BackwardInput(part, microbatch, dy);
-    watch_(StepPhase::kPipeline);
-    return dx;
-  }
-  void BackwardWeight(int part, int microbatch) override {
-    watch_(StepPhase::kBackwardWeight);
-    work_.BackwardWeight(part, microbatch);
-    watch_(StepPhase::kPipeline);
-  }
-  // Two at once cannot be told apart: they count as the longer one.
-  Both ForwardBackward(int forward_part, int forward_microbatch, const Tensor& x, int backward_part,
-                       int backward_microbatch, const Tensor& dy) override {
-    watch_(StepPhase::kBackwardInput);
-    const Both both = work_.ForwardBackward(forward_part, forward_microbatch, x, backward_part,
-                                            backward_microbatch, dy);
-    watch_(StepPhase::kPipeline);
-    return both;
-  }
-  Tensor EmptyActivation() override { return work_.EmptyActivation(); }
-
- private:
-  PipelineWork& work_;
-  const StepWatch& watch_;
-};
-
 absl::Status CheckScores(const StepStats& stats) {
   if (stats.nan_rows_1.data<int64_t>()[0] == 0) return absl::OkStatus();
   return NumericsError(
@@ -152,23 +114,12 @@ absl::Status CheckScores(const StepStats& stats) {
 
 }  // namespace
 
-absl::string_view Name(StepPhase phase) {
-  static constexpr absl::string_view kNames[kNumStepPhases] = {
-      "batch",     "zero",        "forward",  "backward_input", "backward_weight",
-      "pipeline",  "statistics",  "reduce",   "norms",          "update",
-      "gather",    "summary"};
-  return kNames[static_cast<int>(phase)];
-}
-
 absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& position, double lr,
                                      bool measure_indexer, const StepWatch& watch) {
-  const auto begin = [&](StepPhase phase) {
-    if (watch) watch(phase);
-  };
-  begin(StepPhase::kBatch);
+  watch(StepPhase::kBatch);
   ASSIGN_OR_RETURN(const StepBatch batch,
                    NextBatch(stage, stage.train_data(), position.consumed_samples));
-  begin(StepPhase::kZero);
+  watch(StepPhase::kZero);
   PassOptions pass;
   pass.scales = MakeScales(stage.recipe(), batch.counts);
   pass.measure_indexer = measure_indexer;
@@ -180,20 +131,19 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   ModelWork work(stage.model_context(), stage.model(), batch.microbatches, pass, kind, stats);
   work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
   WatchedWork watched(work, watch);
-  PipelineWork& run = watch ? static_cast<PipelineWork&>(watched) : work;
-  RunPipeline(stage.program(), stage.layout().part_rank, *stage.axes().pp, run);
-  begin(StepPhase::kStatistics);
+  RunPipeline(stage.program(), stage.layout().part_rank, *stage.axes().pp, watched);
+  watch(StepPhase::kStatistics);
   ReduceStats(stage, stats);
   RETURN_IF_ERROR(CheckScores(stats));
-  begin(StepPhase::kReduce);
+  watch(StepPhase::kReduce);
   optimizer.ReduceGradients();
-  begin(StepPhase::kNorms);
+  watch(StepPhase::kNorms);
   optimizer.ComputeNorms();
-  begin(StepPhase::kUpdate);
+  watch(StepPhase::kUpdate);
   optimizer.Update(lr, position.stage_step + 1);
-  begin(StepPhase::kGather);
+  watch(StepPhase::kGather);
   optimizer.GatherParameters();
-  begin(StepPhase::kSummary);
+  watch(StepPhase::kSummary);
   if (!optimizer.skipped()) BalanceRouters(stage, stats);
   StepResult result = SummariseStep(stage, batch.counts, stats);
   result.data_wait_seconds = batch.wait_seconds;

@@ -1,10 +1,10 @@
 // One optimizer step, from the next batch to updated parameters; and one validation pass.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <vector>
 
+#include "trainer/step_watch.h"
 #include "trainer/training_stage.h"
 
 namespace baleen {
@@ -31,28 +31,9 @@ struct StepPosition {
   int64_t consumed_samples = 0;  // of the whole run
 };
 
-// What a step is doing, for who measures it (baleen bench).
-enum class StepPhase : uint8_t {
-  kBatch,           // tokens of the step, from the loader to the device
-  kZero,            // gradients and statistics
-  kForward,         // of a microbatch and pipeline part, as the next two
-  kBackwardInput,
-  kBackwardWeight,
-  kPipeline,        // between them: messages to other pipeline ranks
-  kStatistics,      // their sums over the ranks: the host waits for the model's passes
-  kReduce,          // what is left of the gradients' reduction
-  kNorms,
-  kUpdate,
-  kGather,
-  kSummary,         // the host reads norms and means
-};
-inline constexpr int kNumStepPhases = static_cast<int>(StepPhase::kSummary) + 1;
-absl::string_view Name(StepPhase phase);
-// Called as the host begins a phase; what it enqueues until the next call belongs to that phase.
-using StepWatch = std::function<void(StepPhase phase)>;
-
-absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& position, double lr,
-                                     bool measure_indexer, const StepWatch& watch = nullptr);
+absl::StatusOr<StepResult> TrainStep(
+    TrainingStage& stage, const StepPosition& position, double lr, bool measure_indexer,
+    const StepWatch& watch = [](StepPhase) {});
 
 // Mean losses over `steps` global batches from the start of the validation data, under `options`
 // (the stage's attention, or another form or selection). NumericsError if a score was NaN.

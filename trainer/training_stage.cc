@@ -46,9 +46,10 @@ absl::Status CheckCuda(const StageConfig& stage, const std::string& where) {
   }
   const bool bf16 = ComputeDType(stage.precision, DeviceKind::kCuda) == DType::kBF16;
   if (bf16 && stage.dsa.indexer_dtype == IndexerDType::kFp32) {
-    return ConfigError(where,
-                       "dsa.indexer_dtype = fp32 beside precision.compute bf16: the indexer "
-                       "computes in the model's dtype; use auto or bf16, or precision.compute: fp32");
+    return ConfigError(
+        where,
+        "dsa.indexer_dtype = fp32 beside precision.compute bf16: the indexer "
+        "computes in the model's dtype; use auto or bf16, or precision.compute: fp32");
   }
   if (!bf16 && stage.dsa.indexer_dtype == IndexerDType::kBf16) {
     return ConfigError(where,
@@ -105,21 +106,24 @@ TrainingStage::TrainingStage(const StageConfig& config, ModelConfig model, Recip
 absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Make(const RunSection& run,
                                                                    const StageConfig& config,
                                                                    const ModelConfig& model,
-                                                                   Communicator& world, const Context& context) {
+                                                                   Communicator& world,
+                                                                   const Context& context) {
   ASSIGN_OR_RETURN(auto stage, Open(run, config, model, world, context));
   stage->Build();
   return stage;
 }
 
 absl::Status TrainingStage::Check(const RunSection& run, const StageConfig& config,
-                                  const ModelConfig& model, Communicator& world, const Context& context) {
+                                  const ModelConfig& model, Communicator& world,
+                                  const Context& context) {
   return Open(run, config, model, world, context).status();
 }
 
 absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Open(const RunSection& run,
                                                                    const StageConfig& config,
                                                                    const ModelConfig& model,
-                                                                   Communicator& world, const Context& context) {
+                                                                   Communicator& world,
+                                                                   const Context& context) {
   RETURN_IF_ERROR(CheckBackend(config, context.device().kind));
   const ModelConfig effective = EffectiveModel(model, config.dsa);
   RETURN_IF_ERROR(effective.Validate(absl::StrCat("stage '", config.name, "'")));

@@ -235,8 +235,8 @@ void TimeForward(Timer& timer, const Case& c, IdPattern pattern, double gemm_tfl
   FillNormal(b.q, 1, 11);
   FillNormal(b.kv, 1, 12);
   b.ids.Upload(MakeIds(pattern, c.tokens, c.keys, c.selected, 15));
-  const double ms = timer.MedianMs(
-      [&] { LaunchSparseAttentionForward(ForwardArgs(b), nullptr); }, repeats);
+  const double ms =
+      timer.MedianMs([&] { LaunchSparseAttentionForward(ForwardArgs(b), nullptr); }, repeats);
   const double pairs = double(c.tokens) * c.heads * c.selected;
   const double tflops = pairs * kForwardFlopsPerPair / (ms * 1e9);
   report.Add({{"kernel", "sparse_fwd"},
@@ -262,9 +262,7 @@ void TimeBackward(Timer& timer, const Case& c, IdPattern pattern, size_t budget_
   b.ids.Upload(MakeIds(pattern, c.tokens, c.keys, c.selected, 15));
   const SparseAttentionBackwardPlan plan = PlanSparseAttentionBackward(b.args, budget_bytes);
   DeviceBuffer<uint8_t> workspace(SparseAttentionBackwardWorkspace(b.args, plan));
-  const auto work = [&] {
-    LaunchSparseAttentionBackward(b.args, plan, workspace.get(), nullptr);
-  };
+  const auto work = [&] { LaunchSparseAttentionBackward(b.args, plan, workspace.get(), nullptr); };
   std::vector<float> results[2];
   for (std::vector<float>& result : results) {
     b.dkv.Zero();

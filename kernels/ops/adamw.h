@@ -21,8 +21,8 @@ struct AdamwParams {
 };
 
 // All flat and of one length; param and grad of one dtype, kF32 (on the CPU kF64 too); m and v of
-// that dtype too, or both kBF16: then they are read as they are and rounded once when written, while
-// the parameter's update takes them unrounded.
+// that dtype too, or both kBF16: then they are read as they are and rounded once when written,
+// while the parameter's update takes them unrounded.
 struct AdamwTensors {
   Tensor param, grad, m, v;
   // kBF16: gets param, rounded, wherever param is written. May be empty.

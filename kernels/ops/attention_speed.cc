@@ -19,8 +19,8 @@ AttentionSpeed SparseAttentionSpeed(DType dtype, int64_t num_heads, int64_t widt
 }
 
 AttentionSpeed MaskedAttentionSpeed() {
-  // Of the general kernels. Those on tensor cores (masked_attention_gpu.h) count here once their last
-  // form has been measured through the op; till then they run where dsa.kernel asks for them.
+  // Of the general kernels. Those on tensor cores (masked_attention_gpu.h) count here once their
+  // last form has been measured through the op; till then they run where dsa.kernel asks for them.
   return {.forward = 29, .backward = 18};
 }
 

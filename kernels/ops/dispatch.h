@@ -21,8 +21,8 @@
 // In a dry context (kernels/core/context.h) an op ends where it would begin to compute on floating
 // numbers. Their contents are unknown then and checks of values are left out; dtypes are those of a
 // GPU or of the CPU, whatever the machine: the plan of a bf16 run, with its fp32 sums, shows that
-// the trainer hands every op the dtypes it takes. What decides shapes is computed as ever: which rows go to which
-// expert (permute.h, CountExperts), from a balanced choice (Route).
+// the trainer hands every op the dtypes it takes. What decides shapes is computed as ever: which
+// rows go to which expert (permute.h, CountExperts), from a balanced choice (Route).
 #pragma once
 
 #include <type_traits>

@@ -1,13 +1,14 @@
-// The indexer's KL loss and its whole backward (spec 2.1-2.6), on the selected keys or streamed over all causal keys.
+// The indexer's KL loss and its whole backward (spec 2.1-2.6), on the selected keys or streamed
+// over all causal keys.
 //
-//   p = target (L1-normalised main attention, summed over all heads),  pi = softmax over the candidates of I
-//   loss[t] = sum_s p (ln p - I + lse_I)            (0 ln 0 = 0; KL of p against pi)
-//   delta = g * (pi * sum p - p);   dw_j = sum_s delta relu(a_j);   dq_j = w_j sum_s delta 1[a_j > 0] k_s
-//   dk_s += sum_t delta sum_j w_j 1[a_j > 0] q_j,    a_j = q_j . k_s
+//   p = target (L1-normalised main attention, summed over all heads),  pi = softmax over the
+//   candidates of I loss[t] = sum_s p (ln p - I + lse_I)            (0 ln 0 = 0; KL of p against
+//   pi) delta = g * (pi * sum p - p);   dw_j = sum_s delta relu(a_j);   dq_j = w_j sum_s delta
+//   1[a_j > 0] k_s dk_s += sum_t delta sum_j w_j 1[a_j > 0] q_j,    a_j = q_j . k_s
 // No gradient flows to the main attention: its q, k and lse are constants here.
-// Legend: T query rows, S keys, K selected, I index heads, J index_head_dim, H main heads, Q main head width.
-// Dtypes: q, k, dq and the target's q, k are of one (on the CPU kF32 or kF64, on CUDA kF32 or
-// kBF16); all else is kF32 (kF64 for kF64). On CUDA ids and windows are not checked.
+// Legend: T query rows, S keys, K selected, I index heads, J index_head_dim, H main heads, Q main
+// head width. Dtypes: q, k, dq and the target's q, k are of one (on the CPU kF32 or kF64, on CUDA
+// kF32 or kBF16); all else is kF32 (kF64 for kF64). On CUDA ids and windows are not checked.
 #pragma once
 
 #include <string>
@@ -24,16 +25,16 @@ struct IndexerLossResult {
   Tensor dw_TI;
 };
 
-// Sparse stage. target_TK: head-summed probabilities of sparse_attention.h; target_scale = 1 / (all heads).
-// grad_scale = g (loss weight and normalisation). Adds to dk_SJ.
+// Sparse stage. target_TK: head-summed probabilities of sparse_attention.h; target_scale = 1 / (all
+// heads). grad_scale = g (loss weight and normalisation). Adds to dk_SJ.
 IndexerLossResult SparseIndexerLoss(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
                                     const Tensor& w_TI, const Tensor& ids_TK,
                                     const Tensor& target_TK, double target_scale, double grad_scale,
                                     const Tensor& dk_SJ);
 
-// Dense warm-up: candidates are the whole window of each row, p is recomputed tile by tile from the main attention's
-// q, k and lse. `key_tile` keys at a time: memory is O(T * (heads + key_tile)), never T x S.
-// On CUDA the kernels have tiles of their own, and chunks of rows bound the memory.
+// Dense warm-up: candidates are the whole window of each row, p is recomputed tile by tile from the
+// main attention's q, k and lse. `key_tile` keys at a time: memory is O(T * (heads + key_tile)),
+// never T x S. On CUDA the kernels have tiles of their own, and chunks of rows bound the memory.
 struct DenseTarget {
   Tensor q_THQ;
   Tensor k_SHQ;
@@ -52,8 +53,10 @@ Tensor DenseTargetProbabilities(const Context& context, const DenseTarget& targe
                                 const KeyWindows& windows);
 
 // How good a selection is, row by row, against the dense target p_TS:
-//   mass = sum of p over ids;  best_mass = sum of the K largest p;  recall = |ids and K largest p| / |ids|
-// with K = |ids| of the row; equal p: the lower key is the larger. A row without ids has 0, 0 and 1.
+//   mass = sum of p over ids;  best_mass = sum of the K largest p;  recall = |ids and K largest p|
+//   / |ids|
+// with K = |ids| of the row; equal p: the lower key is the larger. A row without ids has 0, 0
+// and 1.
 struct SelectionQualityResult {
   Tensor mass_T;
   Tensor best_mass_T;

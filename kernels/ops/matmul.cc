@@ -37,8 +37,7 @@ void RunCpu(const Context& context, const MatrixView& a, Transpose transpose_a, 
 
 // A and B of one dtype. C is of theirs; on the GPU it may be the fp32 sum of bf16 products.
 bool OperandsFit(const Context& context, DType a, DType b, DType c) {
-  const bool sums =
-      (OnCuda(context) || context.dry()) && a == DType::kBF16 && c == DType::kF32;
+  const bool sums = (OnCuda(context) || context.dry()) && a == DType::kBF16 && c == DType::kF32;
   return a == b && (a == c || sums);
 }
 

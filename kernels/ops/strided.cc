@@ -38,8 +38,7 @@ void AddBatchSumCpu(const MatrixView& from, const MatrixView& to) {
 
 void CheckSame(const Context& context, const MatrixView& from, const MatrixView& to,
                const char* op) {
-  CHECK(from.rows == to.rows && from.cols == to.cols &&
-        from.dtype() == to.dtype())
+  CHECK(from.rows == to.rows && from.cols == to.cols && from.dtype() == to.dtype())
       << op << ": [" << from.rows << ", " << from.cols << "] " << from.dtype() << " to [" << to.rows
       << ", " << to.cols << "] " << to.dtype();
   CHECK(from.tensor.device() == context.device() && to.tensor.device() == context.device())

@@ -1,7 +1,8 @@
-// Exact, deterministic top-k of each row's window (spec 1.6): higher score first, then lower index; -0.0 == +0.0.
+// Exact, deterministic top-k of each row's window (spec 1.6): higher score first, then lower index;
+// -0.0 == +0.0.
 //
-// ids are ascending, padded with -1 at the end; a row whose window has K keys or fewer gets all of them.
-// Only scores inside the windows are read.
+// ids are ascending, padded with -1 at the end; a row whose window has K keys or fewer gets all of
+// them. Only scores inside the windows are read.
 #pragma once
 
 #include <string>
@@ -15,8 +16,9 @@ namespace baleen {
 struct TopkResult {
   Tensor ids_TK;     // kI32
   Tensor ties_T;     // kI32: keys left out although their score equals the smallest chosen one
-  Tensor nan_row_1;  // kI32 [1]: lowest row with a NaN inside its window, -1 if none; such a row's ids are all -1.
-                     // A NaN is an error of the run; it is read with the metrics: selecting never waits for the host.
+  Tensor nan_row_1;  // kI32 [1]: lowest row with a NaN inside its window, -1 if none; such a row's
+                     // ids are all -1. A NaN is an error of the run; it is read with the metrics:
+                     // selecting never waits for the host.
 };
 
 // On CUDA scores are kF32, at most 2^18 a row, and k <= 2048.

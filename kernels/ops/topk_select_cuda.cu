@@ -4,8 +4,8 @@
 // Radix selection over global memory reads it three to five times; here it is read once, plus
 // a sample: 1/8 of a row of 8K, 1/32 of one of 128K.
 //
-// One block of 512 threads owns one row, up to three blocks share an SM (one at 2^18 keys), so that one row's short
-// shared-memory phases hide behind the streaming of another. In a block:
+// One block of 512 threads owns one row, up to three blocks share an SM (one at 2^18 keys), so that
+// one row's short shared-memory phases hide behind the streaming of another. In a block:
 //   1. Sample: 1K-4K scores in 64-byte pieces, evenly spaced. Their exact order statistic gives
 //      `floor`, a score that about 1.2 k to 1.8 k of the whole row exceed (its rank is chosen
 //      several standard deviations off both bad sides).

@@ -281,9 +281,10 @@ inline std::vector<OpCase> Fp8Cases() {
        }},
       {"Fp8LinearBackwardInput",
        [](const Context& c, DType d) -> Call {
-         return [&c, dy = In(c, d, {kT, kOut}), w = In(c, d, {kOut, kIn})]() -> std::vector<Tensor> {
-           return {Fp8LinearBackwardInput(c, dy, w)};
-         };
+         return
+             [&c, dy = In(c, d, {kT, kOut}), w = In(c, d, {kOut, kIn})]() -> std::vector<Tensor> {
+               return {Fp8LinearBackwardInput(c, dy, w)};
+             };
        }},
       {"Fp8LinearBackwardWeight",
        [](const Context& c, DType d) -> Call {
@@ -487,7 +488,8 @@ inline std::vector<OpCase> RoutingCases() {
 
 inline std::vector<OpCase> AllCases() {
   std::vector<OpCase> all;
-  for (const auto& cases : {AttentionCases(), MatmulCases(), Fp8Cases(), RowCases(), RoutingCases()}) {
+  for (const auto& cases :
+       {AttentionCases(), MatmulCases(), Fp8Cases(), RowCases(), RoutingCases()}) {
     all.insert(all.end(), cases.begin(), cases.end());
   }
   return all;

@@ -73,7 +73,7 @@ RigCase OnOneRank(RigCase c) {
   c.stage.parallelism.schedule = ScheduleName::k1F1B;
   c.stage.recompute = Recompute::kNone;
   c.expert_rows = -1;
-  c.attention_chunk = 0;
+  c.row_chunk = 0;
   c.sample_order.clear();
   return c;
 }

@@ -201,14 +201,14 @@ TEST_F(LayoutMatrix, DeepPipelinesUnderEverySchedule) {
   CheckAll(layouts, 7, {RecipeKind::kDense, RecipeKind::kWarmUp, RecipeKind::kMasked});
 }
 
-// Attention in chunks of query rows, the experts' rows in rounds: other sizes agree to rounding.
+// Attention and MLPs in chunks of rows, the experts' rows in rounds: other sizes agree to rounding.
 TEST_F(LayoutMatrix, ChunksAndRoundsChangeNothing) {
   for (const RecipeKind kind :
        {RecipeKind::kDense, RecipeKind::kWarmUp, RecipeKind::kSparse, RecipeKind::kMasked}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
       const Layout layout{.tensor = 2, .context = 2, .expert = 4, .recompute = recompute};
       RigCase c = MakeCase(kind, layout, 3);
-      c.attention_chunk = 5;
+      c.row_chunk = 5;
       c.document_mask = recompute != Recompute::kSelective;
       c.expert_rows = MinimumExpertRows(4, 2, c.model.num_experts_per_tok) + 3;
       Check(c, 4, absl::StrCat(Name(kind), " chunks, ", layout.DebugString()));

@@ -247,7 +247,7 @@ absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world,
   ASSIGN_OR_RETURN(const StageLayout layout,
                    MakeStageLayout(c.stage, c.model, recipe, world.size()));
   recipe.options.expert_rows = c.expert_rows >= 0 ? c.expert_rows : layout.expert_rows;
-  if (c.attention_chunk > 0) recipe.options.attention_chunk = c.attention_chunk;
+  if (c.row_chunk > 0) recipe.options.attention_chunk = recipe.options.mlp_chunk = c.row_chunk;
   ASSIGN_OR_RETURN(const CheckedSchedule schedule, MakeCheckedSchedule(layout.schedule));
   GridCommunicators own_axes;
   if (backend.axes == nullptr) {

@@ -21,7 +21,7 @@ struct RigCase {
   bool document_mask = false;
   bool measure_indexer = false;
   bool validate = false;           // a validation pass before the step, its losses by row
-  int64_t attention_chunk = 0;     // 0: the default
+  int64_t row_chunk = 0;           // of attention and MLPs; 0: the defaults
   int64_t bucket_elements = 3000;  // several buckets even in a small model
   int64_t expert_rows = -1;        // -1: the layout's
   std::vector<int> sample_order;   // empty: 0, 1, 2, ...

@@ -76,8 +76,8 @@ ModelRig::ModelRig(const RigOptions& options, const ModelConfig& config, uint64_
 
 void ModelRig::Build() {
   if (options_.index_topk > 0) config_.index_topk = options_.index_topk;
-  model_ = std::make_unique<Model>(config_, Model::OnePart(config_), options_.use_indexer, Placement(),
-                                   store_);
+  model_ = std::make_unique<Model>(config_, Model::OnePart(config_), options_.use_indexer,
+                                   Placement(), store_);
   store_.Allocate(context_, options_.dtype, axes_, options_.trained);
   rope_ = MakeModelRope(context_, config_, options_.dtype, 4096);
 }

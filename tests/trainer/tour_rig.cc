@@ -145,9 +145,9 @@ void KeepExperts(const std::string& phase, const Moe::Saved& moe, TourRecorder& 
   keep("dweights_RA", moe.dweights_RA);
   keep("dlogits_RE", moe.dlogits_RE);
   keep("shared.x_GD", moe.shared.x_GD);
-  keep("shared.hidden", moe.shared.hidden);
+  keep("shared.hidden", moe.shared.inner.hidden);
   keep("shared.dy_GD", moe.shared.dy_GD);
-  keep("shared.dgate", moe.shared.dgate);
+  keep("shared.dgate", moe.shared.inner.dgate);
 }
 
 void KeepBlock(const std::string& phase, const Block::Saved& saved, TourRecorder& recorder) {

@@ -109,8 +109,7 @@ Tensor Indexer::SparseLossBackward(const ModelContext& model, const Batch& batch
                                    const Tensor& ids_RK, const Tensor& target_RK, double grad_scale,
                                    Saved& saved) const {
   if (saved.k_TJ.empty()) GatherIndexKeys(model, batch, saved);
-  const Tensor dk_TJ =
-      model.context.Zeros(StatisticsOf(saved.k_TJ.dtype()), saved.k_TJ.shape());
+  const Tensor dk_TJ = model.context.Zeros(StatisticsOf(saved.k_TJ.dtype()), saved.k_TJ.shape());
   const double target_scale = 1.0 / static_cast<double>(model.config.num_attention_heads);
   const IndexerLossResult loss =
       SparseIndexerLoss(model.context, saved.q_RIJ, saved.k_TJ, saved.w_RI, ids_RK, target_RK,
@@ -156,8 +155,8 @@ void Indexer::BackwardWeight(const ModelContext& model, const Batch& batch,
                        weights.grad(weights_proj_));
   const Tensor dq = TransformBackward(model, batch, loss.dq_TIJ).Reshaped({rows, heads_ * width_});
   LinearBackwardWeight(context, dq, saved.qr_R, weights.grad(wq_b_));
-  const Tensor dk_RJ = InDtype(
-      context, ReduceScatterKeys(model, batch, label_ + " key gradient", dk_TJ), dtype);
+  const Tensor dk_RJ =
+      InDtype(context, ReduceScatterKeys(model, batch, label_ + " key gradient", dk_TJ), dtype);
   const Tensor dk =
       TransformBackward(model, batch, dk_RJ.Reshaped({rows, 1, width_})).Reshaped({rows, width_});
   LayerNormBackwardWeight(context, dk, saved.k_pre, saved.k_mean, saved.k_rstd,

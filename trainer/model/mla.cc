@@ -263,9 +263,8 @@ void Mla::BackwardAbsorbedCore(const ModelContext& model, Saved& saved, Chunk& c
 void Mla::BackwardChunk(const ModelContext& model, const Batch& batch, Saved& saved, Chunk& chunk,
                         const Tensor& target_TK, KeyGradients& keys) const {
   const Context& context = model.context;
-  chunk.do_THV =
-      ProjectBackwardInput(model, saved.dout_GD.Rows(chunk.begin, chunk.end), o_proj_)
-          .Reshaped({chunk.end - chunk.begin, heads_, value_});
+  chunk.do_THV = ProjectBackwardInput(model, saved.dout_GD.Rows(chunk.begin, chunk.end), o_proj_)
+                     .Reshaped({chunk.end - chunk.begin, heads_, value_});
   if (chunk.core.o_THV.empty()) {
     RunChunk(model, batch, saved, chunk);
   } else if (chunk.q_THQ.empty()) {
@@ -282,8 +281,7 @@ void Mla::BackwardChunk(const ModelContext& model, const Batch& batch, Saved& sa
 }
 
 // The gradient of [c | rotated k_rope] of all keys, a partial sum over the rank's heads and rows.
-Tensor Mla::JoinKeyGradients(const ModelContext& model, KeyGradients& keys,
-                             Saved& saved) const {
+Tensor Mla::JoinKeyGradients(const ModelContext& model, KeyGradients& keys, Saved& saved) const {
   if (model.options.attention == AttentionForm::kSparse) return keys.dkv_TC;
   // Back through k = [k_nope | k_rope of all heads] and [k_nope | v] = W_kvb c.
   const Context& context = model.context;
@@ -340,11 +338,10 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
   saved.dq_a = RmsNormBackwardInput(context, saved.dqr_R, saved.q_a, weights.value(q_a_layernorm_),
                                     saved.q_a_rstd);
   // kv = [norm(latent) | rope(k_rope)] of W_kva x.
-  const Tensor dkv_RC =
-      InDtype(context,
-              ReduceScatterKeys(model, batch, label_ + " key latent gradient",
-                                JoinKeyGradients(model, keys, saved)),
-              dtype);
+  const Tensor dkv_RC = InDtype(context,
+                                ReduceScatterKeys(model, batch, label_ + " key latent gradient",
+                                                  JoinKeyGradients(model, keys, saved)),
+                                dtype);
   saved.dc_R = SliceColumns(context, dkv_RC, 0, latent_);
   const Tensor dk_rope = SliceColumns(context, dkv_RC, latent_, rope_);
   ApplyRope(context, AsMatrix(dk_rope), batch.positions_R, model.rope, RopeLayout::kInterleaved,

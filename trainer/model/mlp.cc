@@ -1,5 +1,7 @@
 #include "trainer/model/mlp.h"
 
+#include <algorithm>
+
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/swiglu.h"
@@ -20,39 +22,87 @@ Mlp::Mlp(int64_t hidden_size, int64_t intermediate_size, const std::string& pref
   down_proj_ = declare(".down_proj.weight", {hidden_size, intermediate_size}, 1);
 }
 
-void Mlp::Expand(const ModelContext& model, Saved& saved) const {
-  saved.x_GD = GatherGroup(model, label_, saved.x_RD);
-  const ProjectionRows x(saved.x_GD);
-  saved.gate = ProjectForward(model, x, gate_proj_);
-  saved.up = ProjectForward(model, x, up_proj_);
-  saved.hidden = Swiglu(model.context, saved.gate, saved.up);
+namespace {
+
+// Calls body(begin, end) for chunks of rows; false, and nothing is done, where one chunk has all.
+template <typename Body>
+bool InChunks(const ModelContext& model, int64_t rows, Body body) {
+  const int64_t step = model.options.mlp_chunk;
+  if (rows <= step || model.options.recompute == RecomputeMode::kNone) return false;
+  for (int64_t begin = 0; begin < rows; begin += step) body(begin, std::min(rows, begin + step));
+  return true;
+}
+
+}  // namespace
+
+Mlp::Inner Mlp::Expand(const ModelContext& model, const Tensor& x_GD) const {
+  const ProjectionRows x(x_GD);
+  Inner inner;
+  inner.gate = ProjectForward(model, x, gate_proj_);
+  inner.up = ProjectForward(model, x, up_proj_);
+  inner.hidden = Swiglu(model.context, inner.gate, inner.up);
+  return inner;
 }
 
 Tensor Mlp::Forward(const ModelContext& model, const Tensor& x_RD, Saved& saved) const {
   saved.x_RD = x_RD;
-  Expand(model, saved);
-  const Tensor y_GD = ProjectForward(model, saved.hidden, down_proj_);
+  saved.x_GD = GatherGroup(model, label_, x_RD);
+  const int64_t rows = saved.x_GD.dim(0);
+  Tensor y_GD;
+  const bool chunked = InChunks(model, rows, [&](int64_t begin, int64_t end) {
+    if (y_GD.empty()) y_GD = model.context.Empty(x_RD.dtype(), saved.x_GD.shape());
+    const Inner inner = Expand(model, saved.x_GD.Rows(begin, end));
+    Copy(model.context, ProjectForward(model, inner.hidden, down_proj_), y_GD.Rows(begin, end));
+  });
+  if (!chunked) {
+    saved.inner = Expand(model, saved.x_GD);
+    y_GD = ProjectForward(model, saved.inner.hidden, down_proj_);
+  }
   return ReduceScatterGroup(model, label_, y_GD);
 }
 
-Tensor Mlp::BackwardInput(const ModelContext& model, const Tensor& dy_RD, Saved& saved) const {
+// dx of the group's rows, a partial sum over the inner width.
+Tensor Mlp::InnerBackward(const ModelContext& model, const Tensor& dy_GD, Inner& inner) const {
   const Context& context = model.context;
-  if (saved.gate.empty()) Expand(model, saved);
-  saved.dy_GD = GatherGroup(model, label_, dy_RD);
-  const Tensor dhidden = ProjectBackwardInput(model, saved.dy_GD, down_proj_);
-  const SwigluGradients gradients = SwigluBackward(context, dhidden, saved.gate, saved.up);
-  saved.dgate = gradients.dgate;
-  saved.dup = gradients.dup;
-  const Tensor dx = ProjectBackwardInput(model, saved.dgate, gate_proj_);
-  AddInPlace(context, dx, ProjectBackwardInput(model, saved.dup, up_proj_));
-  return ReduceScatterGroup(model, label_, dx);
+  const Tensor dhidden = ProjectBackwardInput(model, dy_GD, down_proj_);
+  const SwigluGradients gradients = SwigluBackward(context, dhidden, inner.gate, inner.up);
+  inner.dgate = gradients.dgate;
+  inner.dup = gradients.dup;
+  const Tensor dx = ProjectBackwardInput(model, inner.dgate, gate_proj_);
+  AddInPlace(context, dx, ProjectBackwardInput(model, inner.dup, up_proj_));
+  return dx;
+}
+
+void Mlp::InnerWeights(const ModelContext& model, const Tensor& x_GD, const Tensor& dy_GD,
+                       const Inner& inner) const {
+  ProjectBackwardWeight(model, dy_GD, inner.hidden, down_proj_);
+  const ProjectionRows x(x_GD);
+  ProjectBackwardWeight(model, inner.dgate, x, gate_proj_);
+  ProjectBackwardWeight(model, inner.dup, x, up_proj_);
+}
+
+Tensor Mlp::BackwardInput(const ModelContext& model, const Tensor& dy_RD, Saved& saved) const {
+  if (saved.x_GD.empty()) saved.x_GD = GatherGroup(model, label_, saved.x_RD);
+  const Tensor dy_GD = GatherGroup(model, label_, dy_RD);
+  Tensor dx_GD;
+  const bool chunked = InChunks(model, dy_GD.dim(0), [&](int64_t begin, int64_t end) {
+    if (dx_GD.empty()) dx_GD = model.context.Empty(dy_GD.dtype(), dy_GD.shape());
+    const Tensor x = saved.x_GD.Rows(begin, end), dy = dy_GD.Rows(begin, end);
+    Inner inner = Expand(model, x);
+    Copy(model.context, InnerBackward(model, dy, inner), dx_GD.Rows(begin, end));
+    InnerWeights(model, x, dy, inner);
+  });
+  if (!chunked) {
+    if (saved.inner.gate.empty()) saved.inner = Expand(model, saved.x_GD);
+    saved.dy_GD = dy_GD;
+    dx_GD = InnerBackward(model, dy_GD, saved.inner);
+  }
+  return ReduceScatterGroup(model, label_, dx_GD);
 }
 
 void Mlp::BackwardWeight(const ModelContext& model, Saved& saved) const {
-  ProjectBackwardWeight(model, saved.dy_GD, saved.hidden, down_proj_);
-  const ProjectionRows x(saved.x_GD);
-  ProjectBackwardWeight(model, saved.dgate, x, gate_proj_);
-  ProjectBackwardWeight(model, saved.dup, x, up_proj_);
+  if (saved.dy_GD.empty()) return;  // formed chunk by chunk
+  InnerWeights(model, saved.x_GD, saved.dy_GD, saved.inner);
 }
 
 }  // namespace baleen

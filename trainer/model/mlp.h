@@ -2,7 +2,9 @@
 //   y = W_down (silu(W_gate x) * (W_up x))
 //
 // The inner width is cut over tp: rows are gathered over the group, the partial outputs summed and
-// scattered back. Legend: R own rows, G = R * tp rows of the group, D hidden.
+// scattered back. Many rows go through in chunks (ModelOptions::mlp_chunk), unless all is to be
+// kept: the inner activations of one chunk are what lives at a time, and the backward forms its
+// weight gradients while they do. Legend: R own rows, G = R * tp rows of the group, D hidden.
 #pragma once
 
 #include "trainer/model/model_context.h"
@@ -15,11 +17,15 @@ class Mlp {
   Mlp(int64_t hidden_size, int64_t intermediate_size, const std::string& prefix,
       const Placement& placement, ParameterStore& store);
 
+  struct Inner {
+    Tensor gate, up, hidden;  // hidden = swiglu(gate, up); the group's rows, own columns
+    Tensor dgate, dup;        // of the backward
+  };
   struct Saved {
     Tensor x_RD;
-    Tensor x_GD;               // the group's rows
-    Tensor gate, up, hidden;   // hidden = swiglu(gate, up); the group's rows, own columns
-    Tensor dy_GD, dgate, dup;  // for BackwardWeight
+    Tensor x_GD;   // the group's rows
+    Inner inner;   // empty with several chunks
+    Tensor dy_GD;  // for BackwardWeight; empty with several chunks
   };
 
   Tensor Forward(const ModelContext& model, const Tensor& x_RD, Saved& saved) const;
@@ -27,11 +33,15 @@ class Mlp {
   void BackwardWeight(const ModelContext& model, Saved& saved) const;
   // Frees what the backward makes again from x (selective recompute).
   void DropExpanded(Saved& saved) const {
-    saved.x_GD = saved.gate = saved.up = saved.hidden = Tensor();
+    saved.x_GD = Tensor();
+    saved.inner = Inner();
   }
 
  private:
-  void Expand(const ModelContext& model, Saved& saved) const;
+  Inner Expand(const ModelContext& model, const Tensor& x_GD) const;
+  Tensor InnerBackward(const ModelContext& model, const Tensor& dy_GD, Inner& inner) const;
+  void InnerWeights(const ModelContext& model, const Tensor& x_GD, const Tensor& dy_GD,
+                    const Inner& inner) const;
   std::string label_;
   int gate_proj_, up_proj_, down_proj_;
 };

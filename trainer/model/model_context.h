@@ -71,6 +71,8 @@ struct ModelOptions {
   // Rows whose logits are held at once. Each chunk adds to the whole fp32 gradient of the head:
   // with 1024 rows that traffic takes as long as the product.
   int64_t head_chunk = 4096;
+  // Rows whose inner activations of a dense MLP, or of the shared expert, live at once.
+  int64_t mlp_chunk = 16384;
   // Query rows whose heads are expanded at once: the length of a sequence is met by chunks.
   int64_t attention_chunk = 4096;
   // Rows from all ranks that an expert-parallel rank takes in at once; the rest comes in further

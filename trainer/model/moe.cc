@@ -68,22 +68,24 @@ void Moe::Expand(const ModelContext& model, const ExpertRound& round, const Tens
   rows.gate = ProjectGroupsForward(model, x, {first_gate_proj_, local_experts_}, offsets);
   rows.up = ProjectGroupsForward(model, x, {first_up_proj_, local_experts_}, offsets);
   rows.hidden = Swiglu(context, rows.gate, rows.up);
-  rows.out_ND = ProjectGroupsForward(model, rows.hidden, {first_down_proj_, local_experts_}, offsets);
+  rows.out_ND =
+      ProjectGroupsForward(model, rows.hidden, {first_down_proj_, local_experts_}, offsets);
 }
 
 Tensor Moe::ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
                                  ExpertRows& rows) const {
   const Context& context = model.context;
   const Tensor& offsets = round.offsets_L1();
-  const Tensor dhidden = ProjectGroupsBackwardInput(model, rows.dout_ND,
-                                                    {first_down_proj_, local_experts_}, offsets);
+  const Tensor dhidden =
+      ProjectGroupsBackwardInput(model, rows.dout_ND, {first_down_proj_, local_experts_}, offsets);
   const SwigluGradients gradients = SwigluBackward(context, dhidden, rows.gate, rows.up);
   rows.dgate = gradients.dgate;
   rows.dup = gradients.dup;
-  const Tensor drows_ND = ProjectGroupsBackwardInput(model, rows.dgate,
-                                                     {first_gate_proj_, local_experts_}, offsets);
-  AddInPlace(context, drows_ND,
-             ProjectGroupsBackwardInput(model, rows.dup, {first_up_proj_, local_experts_}, offsets));
+  const Tensor drows_ND =
+      ProjectGroupsBackwardInput(model, rows.dgate, {first_gate_proj_, local_experts_}, offsets);
+  AddInPlace(
+      context, drows_ND,
+      ProjectGroupsBackwardInput(model, rows.dup, {first_up_proj_, local_experts_}, offsets));
   return drows_ND;
 }
 
@@ -236,8 +238,8 @@ void Moe::BackwardWeight(const ModelContext& model, Saved& saved) const {
 
 namespace {
 
-// f_i P_i = factor * count_i * (sum of probabilities)_i: E / (A T) of f and 1 / T of P, T = tokens of
-// the sequence.
+// f_i P_i = factor * count_i * (sum of probabilities)_i: E / (A T) of f and 1 / T of P, T = tokens
+// of the sequence.
 double BalanceFactor(const ModelConfig& config, const Batch& batch) {
   const auto tokens = static_cast<double>(batch.seq_length);
   return static_cast<double>(config.n_routed_experts) /

@@ -115,8 +115,8 @@ void ParameterStore::Allocate(Context& context, DType dtype, const GridCommunica
     const int64_t padded = LayOut(group, AxisOf(group, grid).size(), bucket_elements);
     {
       const ScopedUse use(context, "parameters");
-      buffer.value = context.Zeros(group == ParameterGroup::kBuffer ? StatisticsOf(dtype) : dtype,
-                                   {padded});
+      buffer.value =
+          context.Zeros(group == ParameterGroup::kBuffer ? StatisticsOf(dtype) : dtype, {padded});
     }
     if (std::find(trained.begin(), trained.end(), group) != trained.end()) {
       const ScopedUse use(context, "gradients");
