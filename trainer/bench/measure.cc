@@ -21,7 +21,7 @@ double Since(Clock::time_point start) {
 
 void Wait(const Context& context) {
   if (context.device().kind == DeviceKind::kCpu) return;
-  context.cuda().HostWait(context.cuda().Record(context.stream()));
+  if constexpr (kHaveCuda) context.cuda().HostWait(context.cuda().Record(context.stream()));
 }
 
 double Greatest(Communicator& world, const char* label, double value) {
