@@ -114,6 +114,9 @@ std::string CudaKernelText(TrainingStage& stage) {
     text = absl::StrCat("sparse attention: ",
                         SparseAttentionKernelName(dtype, heads, model.latent_dim(),
                                                   model.kv_lora_rank, model.index_topk));
+  } else if (options.attention == AttentionForm::kMaskedDense) {
+    text = absl::StrCat("masked attention: ",
+                        MaskedAttentionKernelName(dtype, model.qk_head_dim(), model.v_head_dim));
   } else if (options.attention == AttentionForm::kDense) {
     // One sequence's causal rows, a chunk of them.
     const int64_t rows = std::min(stage.config().data.seq_length, options.attention_chunk);

@@ -339,6 +339,11 @@ std::string AttentionKernelName(const Context& context, DType dtype, int64_t q_d
   return "CPU definition";
 }
 
+std::string MaskedAttentionKernelName(DType dtype, int64_t q_dim, int64_t v_dim) {
+  return MaskedAttentionOnTensorCores(dtype, q_dim, v_dim) ? "tensor cores"
+                                                           : "general (fp32 arithmetic)";
+}
+
 AttentionResult Attention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
                           const Tensor& v_SHV, const KeyWindows& windows, double scale) {
   constexpr const char* kOp = "Attention";

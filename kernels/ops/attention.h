@@ -44,6 +44,8 @@ struct AttentionResult {
 // kernels take everything else and are many times slower.
 std::string AttentionKernelName(const Context& context, DType dtype, int64_t q_dim, int64_t v_dim,
                                 const KeyWindows& windows);
+// What runs MaskedAttention on a GPU: tensor cores for bf16 and 192/128 heads.
+std::string MaskedAttentionKernelName(DType dtype, int64_t q_dim, int64_t v_dim);
 
 AttentionResult Attention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
                           const Tensor& v_SHV, const KeyWindows& windows, double scale);

@@ -52,8 +52,12 @@ void CheckScale(double scale) {
 
 }  // namespace
 
+bool MaskedAttentionOnTensorCores(DType dtype, int64_t q_dim, int64_t v_dim) {
+  return dtype == DType::kBF16 && q_dim == kQueryDim && v_dim == kValueDim;
+}
+
 bool AttentionOnTensorCores(const Tensor& q_THQ, const Tensor& v_SHV) {
-  return q_THQ.dtype() == DType::kBF16 && q_THQ.dim(2) == kQueryDim && v_SHV.dim(2) == kValueDim &&
+  return MaskedAttentionOnTensorCores(q_THQ.dtype(), q_THQ.dim(2), v_SHV.dim(2)) &&
          v_SHV.dim(0) > 0;
 }
 

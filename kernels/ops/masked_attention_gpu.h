@@ -15,7 +15,9 @@ struct SeenKeys {
   Tensor ids_TK;
 };
 
-// bf16, Q = 192, V = 128, at least one key.
+// bf16, Q = 192, V = 128.
+bool MaskedAttentionOnTensorCores(DType dtype, int64_t q_dim, int64_t v_dim);
+// The same of a call, which has at least one key.
 bool AttentionOnTensorCores(const Tensor& q_THQ, const Tensor& v_SHV);
 
 // What a call holds beside its operands and results, under a use of its own; empty where the call

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/ops/attention.h"
 #include "kernels/ops/masked_attention_plan_cuda.h"
 
 namespace baleen {
@@ -105,6 +106,12 @@ TEST(MaskedAttentionPlan, OnlyASelectionNeedsBitsAndOnlyItsBackwardATarget) {
   EXPECT_EQ(LayOutMaskedAttention(Keys(4096, 4096, 64), forward, 128).target_chunk, 0);
   EXPECT_EQ(LayOutMaskedAttention(Keys(4096, 4096, -1), backward, 128).target_chunk, 0);
   EXPECT_EQ(LayOutMaskedAttention(Keys(4096, 4096, 64), backward, 128).target_chunk, 4096);
+}
+
+TEST(MaskedAttentionKernel, IsChosenByDtypeAndWidths) {
+  EXPECT_EQ(MaskedAttentionKernelName(DType::kBF16, 192, 128), "tensor cores");
+  EXPECT_EQ(MaskedAttentionKernelName(DType::kF32, 192, 128), "general (fp32 arithmetic)");
+  EXPECT_EQ(MaskedAttentionKernelName(DType::kBF16, 160, 64), "general (fp32 arithmetic)");
 }
 
 }  // namespace
