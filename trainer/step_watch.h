@@ -25,6 +25,7 @@ enum class StepPhase : uint8_t {
 inline constexpr int kNumStepPhases = static_cast<int>(StepPhase::kSummary) + 1;
 absl::string_view Name(StepPhase phase);
 // Called as the host begins a phase; what it enqueues until the next call belongs to that phase.
+// Never empty.
 using StepWatch = std::function<void(StepPhase phase)>;
 
 // The pipeline's work, telling `watch` what each call does.

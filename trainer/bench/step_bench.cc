@@ -41,8 +41,9 @@ absl::StatusOr<std::vector<BenchResult>> BenchSteps(const RunSection& run,
   for (int phase = 0; phase < kNumStepPhases; ++phase)
     workload.phases.emplace_back(Name(static_cast<StepPhase>(phase)));
   workload.run = [&](const Workload::Watch& watch) -> absl::Status {
-    StepWatch on_phase;
-    if (watch) on_phase = [&](StepPhase phase) { watch(static_cast<int>(phase)); };
+    const StepWatch on_phase = [&](StepPhase phase) {
+      if (watch) watch(static_cast<int>(phase));
+    };
     ASSIGN_OR_RETURN(last, TrainStep(stage, {steps, steps * config.global_batch_size},
                                      config.optimizer.lr, false, on_phase));
     ++steps;
