@@ -16,7 +16,7 @@ case ${1:-} in
   '' | -*) die $kExitUsage "launch/bench_proxies.sh: no OUT_DIR; see launch/bench_proxies.sh --help" ;;
 esac
 mkdir -p "$1"
-out=$(cd "$1" && pwd)
+results=$(cd "$1" && pwd)
 shift
 wanted=${*:-step8 step32 step64 layer8 layer32 layer64 layer128}
 binary=${BALEEN:-}
@@ -32,10 +32,10 @@ failed=0
 measure() {  # measure NAME WORDS...
   local name=$1 start=$SECONDS code=0
   shift
-  timeout 300 "$binary" bench "$@" --json "$out/$name.json" >"$out/$name.log" 2>&1 || code=$?
-  say "$name: exit code $code, $((SECONDS - start)) s, $out/$name.log"
-  sed -n '/tokens a sequence/{N;N;p}' "$out/$name.log"
-  if ((code != 0)); then failed=1 && tail -n 5 "$out/$name.log"; fi
+  timeout 300 "$binary" bench "$@" --json "$results/$name.json" >"$results/$name.log" 2>&1 || code=$?
+  say "$name: exit code $code, $((SECONDS - start)) s, $results/$name.log"
+  sed -n '/tokens a sequence/{N;N;p}' "$results/$name.log"
+  if ((code != 0)); then failed=1 && tail -n 5 "$results/$name.log"; fi
 }
 
 long=(--ids "near,random" --steps 2 --warmup 1)

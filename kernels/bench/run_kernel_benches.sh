@@ -5,9 +5,9 @@
 #   kernels/bench/run_kernel_benches.sh [OUT_DIR] [bench name ...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-out=${1:-build/kernel_benches}
+results=${1:-build/kernel_benches}
 shift || true
-mkdir -p "$out"
+mkdir -p "$results"
 benches=("$@")
 if [ ${#benches[@]} -eq 0 ]; then
   for source in kernels/bench/*_bench.cu; do benches+=("$(basename "$source" .cu)"); done
@@ -19,13 +19,13 @@ build() {
   for source in "kernels/bench/$1.cu" \
                 $(sed -n 's|^#include "\(kernels/ops/.*_cuda\)\.h"|\1.cu|p' "kernels/bench/$1.cu"); do
     if [[ ! -e $source ]]; then continue; fi  # a header of host functions only
-    objects+=("$out/$(basename "$source" .cu).o")
+    objects+=("$results/$(basename "$source" .cu).o")
     nvcc -I. -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -c "$source" \
          -o "${objects[-1]}" &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid"; done
-  nvcc "${objects[@]}" -o "$out/$1" -lcublas
+  nvcc "${objects[@]}" -o "$results/$1" -lcublas
 }
 
 for bench in "${benches[@]}"; do
@@ -34,6 +34,6 @@ for bench in "${benches[@]}"; do
     "kernels/bench/run_$bench.sh"
   else
     build "$bench"
-    timeout 300 "$out/$bench" --check --json="$out/$bench.json"
+    timeout 300 "$results/$bench" --check --json="$results/$bench.json"
   fi
 done
