@@ -99,7 +99,10 @@ absl::StatusOr<std::vector<NamedResult>> EvaluateAll(TrainingStage& stage, int64
       stage.recipe()
           .options;  // indexer_loss kDense: the indexers run, so that they can be measured
   ModelOptions sparse = dense;
-  sparse.attention = AttentionForm::kMaskedDense;
+  // The same selection in either form; on GPUs the absorbed one is the faster at most lengths.
+  sparse.attention = stage.context().device().kind == DeviceKind::kCuda
+                         ? AttentionForm::kSparse
+                         : AttentionForm::kMaskedDense;
   sparse.indexer_loss = IndexerLossKind::kNone;
   ModelOptions random = sparse, last = sparse;
   random.selection = SelectionKind::kRandom;
