@@ -40,7 +40,7 @@ Tensor Block::ForwardPhase(int phase, const ModelContext& model, const Batch& ba
     case 0: {
       Normalise(model, batch, saved);
       if (indexer_ && model.options.attention != AttentionForm::kDense)
-        SelectKeys(model, batch, stats, saved);
+        SelectKeys(model, batch, pass, stats, saved);
       Attend(model, batch, saved);
       if (pass.measure_indexer && indexer_) Measure(model, batch, pass, stats, saved);
       const bool warm_up = model.options.indexer_loss == IndexerLossKind::kDense && pass.train;
@@ -75,14 +75,22 @@ void Block::Normalise(const ModelContext& model, const Batch& batch, Saved& save
   if (indexer_ && needed) indexer_->Forward(model, batch, norm.y, saved.mla.qr_R, saved.indexer);
 }
 
-void Block::SelectKeys(const ModelContext& model, const Batch& batch, StepStats& stats,
-                       Saved& saved) const {
+void Block::SelectKeys(const ModelContext& model, const Batch& batch, const PassOptions& pass,
+                       StepStats& stats, Saved& saved) const {
   if (model.options.selection != SelectionKind::kIndexer) {
     saved.ids_RK = SelectWithoutIndexer(model, batch, layer_);
     return;
   }
-  const TopkResult selected = indexer_->Select(model, batch, saved.indexer);
+  // Their scores are at hand here, and the loss's backward would gather the keys again for them. A
+  // full recompute keeps as little as can be (they are as large as the ids); ids from elsewhere have
+  // other scores.
+  const bool keep_scores = pass.train && model.options.indexer_loss == IndexerLossKind::kSparse &&
+                           model.options.recompute != RecomputeMode::kFull &&
+                           model.replay == nullptr && model.options.replaced_ids_RK.empty();
+  const TopkResult selected = indexer_->Select(
+      model, batch, saved.indexer, keep_scores ? ChosenScores::kKeep : ChosenScores::kDrop);
   saved.ids_RK = selected.ids_TK;
+  saved.scores_RK = selected.scores_TK;
   if (model.replay != nullptr) {
     saved.ids_RK = model.replay->Choose(model.context, ChoiceReplay::Kind::kKeys,
                                         absl::StrCat("layer ", layer_), batch, selected.ids_TK);
@@ -146,6 +154,9 @@ void Block::Drop(const ModelContext& model, Saved& saved) const {
       Saved kept;
       kept.x = saved.x;
       kept.ids_RK = saved.ids_RK;  // selecting again would cost the whole score matrix
+      // The backward runs the sparse core again, chunk by chunk, for o~; with h it need not run a
+      // third time, nor o_proj a second.
+      if (model.options.attention == AttentionForm::kSparse) kept.h = saved.h;
       saved = std::move(kept);
       return;
     }
@@ -155,7 +166,11 @@ void Block::Drop(const ModelContext& model, Saved& saved) const {
 void Block::Recompute(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                       Saved& saved) const {
   Normalise(model, batch, saved);
-  Attend(model, batch, saved);
+  if (saved.h.empty()) {
+    Attend(model, batch, saved);
+  } else {
+    mla_.Prepare(model, batch, saved.ids_RK, saved.mla);
+  }
   Dispatch(model, batch, pass, saved);
   // The backward makes the inner activations of MLP and experts where it finds none; nobody asks
   // for their outputs, which experts on other ranks would have to send once more.
@@ -222,7 +237,8 @@ void Block::BackwardWeight(const ModelContext& model, const Batch& batch, const 
                         model.parameters.grad(input_layernorm_));
   if (model.options.indexer_loss == IndexerLossKind::kSparse) {
     const Tensor loss_T = indexer_->SparseLossBackward(
-        model, batch, saved.ids_RK, saved.mla.target_RK, pass.scales.kl, saved.indexer);
+        model, batch, saved.ids_RK, saved.scores_RK, saved.mla.target_RK, pass.scales.kl,
+        saved.indexer);
     AddSum(context, loss_T, stats.kl_L.Rows(layer_, layer_ + 1));
   }
 }

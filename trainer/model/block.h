@@ -27,6 +27,7 @@ class Block {
     Mla::Saved mla;
     Indexer::Saved indexer;
     Tensor ids_RK;
+    Tensor scores_RK;  // of the ids, by the indexer; empty where they are not kept
     Tensor h, h_rstd, h_norm;  // after attention
     Mlp::Saved mlp;
     Moe::Saved moe;
@@ -34,7 +35,7 @@ class Block {
     Tensor shared_out;        // between experts and combine
     Tensor dx_norm, dh_norm;  // gradients of the norms' outputs
     Tensor dy, drows, dx;     // between the backward's phases
-    bool complete = false;    // false after a full recompute dropped everything but x and ids
+    bool complete = false;    // false after a full recompute dropped all but x, ids and, sparse, h
   };
 
   Tensor Forward(const ModelContext& model, const Batch& batch, const PassOptions& pass,
@@ -71,8 +72,8 @@ class Block {
   void Recompute(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                  Saved& saved) const;
   void Normalise(const ModelContext& model, const Batch& batch, Saved& saved) const;
-  void SelectKeys(const ModelContext& model, const Batch& batch, StepStats& stats,
-                  Saved& saved) const;
+  void SelectKeys(const ModelContext& model, const Batch& batch, const PassOptions& pass,
+                  StepStats& stats, Saved& saved) const;
   void WarmUp(const ModelContext& model, const Batch& batch, const PassOptions& pass,
               StepStats& stats, Saved& saved) const;
   void Measure(const ModelContext& model, const Batch& batch, const PassOptions& pass,

@@ -134,7 +134,6 @@ void Mla::RunChunk(const ModelContext& model, const Batch& batch, Saved& saved,
   const Context& context = model.context;
   const double scale = model.config.softmax_scale();
   ExpandQuery(model, batch, saved, chunk);
-  const Tensor o = saved.o_GHV.Rows(chunk.begin, chunk.end);
   switch (model.options.attention) {
     case AttentionForm::kDense:
       chunk.core = Attention(context, chunk.q_THQ, saved.k_THQ, saved.v_THV,
@@ -150,34 +149,46 @@ void Mla::RunChunk(const ModelContext& model, const Batch& batch, Saved& saved,
                           saved.ids_GK.Rows(chunk.begin, chunk.end), latent_, scale);
       chunk.core = {result.o_THV, result.lse_TH};
       Matmul(context, PerHead(chunk.core.o_THV), Transpose::kNo,
-             UpValue(model.parameters.value(kv_b_proj_)), Transpose::kYes, PerHead(o));
+             UpValue(model.parameters.value(kv_b_proj_)), Transpose::kYes,
+             PerHead(saved.o_GHV.Rows(chunk.begin, chunk.end)));
       return;
     }
   }
+  if (saved.o_GHV.empty()) {  // the only chunk
+    saved.o_GHV = chunk.core.o_THV;
+    return;
+  }
+  const Tensor o = saved.o_GHV.Rows(chunk.begin, chunk.end);
   Copy(context, chunk.core.o_THV, o);
   chunk.core.o_THV = o;
 }
 
-void Mla::RunCore(const ModelContext& model, const Batch& batch, Saved& saved) const {
+// The gathered latents and the list of chunks, none of which has run.
+void Mla::MakeChunks(const ModelContext& model, const Batch& batch, Saved& saved) const {
   GatherLatents(model, batch, saved);
   const int64_t rows = saved.qr_G.dim(0);
   const int64_t step = model.options.attention_chunk;
-  saved.o_GHV = model.context.Empty(saved.qr_G.dtype(), {rows, heads_, value_});
+  const bool own_output = rows > step || model.options.attention == AttentionForm::kSparse;
+  saved.o_GHV =
+      own_output ? model.context.Empty(saved.qr_G.dtype(), {rows, heads_, value_}) : Tensor();
   saved.chunks.clear();
   for (int64_t begin = 0; begin < rows; begin += step) {
-    Chunk chunk;
-    chunk.begin = begin;
-    chunk.end = std::min(rows, begin + step);
+    saved.chunks.push_back({.begin = begin, .end = std::min(rows, begin + step)});
+  }
+}
+
+void Mla::RunCore(const ModelContext& model, const Batch& batch, Saved& saved) const {
+  MakeChunks(model, batch, saved);
+  // With several chunks the expanded tensors of one are what lives at a time, unless all is to be
+  // kept; the warm-up's target needs all queries. o~ is as wide as they are: the backward runs
+  // the chunk again.
+  const bool drop = saved.chunks.size() > 1 && model.options.recompute != RecomputeMode::kNone &&
+                    model.options.indexer_loss != IndexerLossKind::kDense;
+  for (Chunk& chunk : saved.chunks) {
     RunChunk(model, batch, saved, chunk);
-    // With several chunks the expanded tensors of one are what lives at a time, unless all is to be
-    // kept; the warm-up's target needs all queries. o~ is as wide as they are: the backward runs
-    // the chunk again.
-    if (rows > step && model.options.recompute != RecomputeMode::kNone &&
-        model.options.indexer_loss != IndexerLossKind::kDense) {
-      DropQuery(chunk);
-      if (model.options.attention == AttentionForm::kSparse) chunk.core.o_THV = Tensor();
-    }
-    saved.chunks.push_back(std::move(chunk));
+    if (!drop) continue;
+    DropQuery(chunk);
+    if (model.options.attention == AttentionForm::kSparse) chunk.core.o_THV = Tensor();
   }
 }
 
@@ -188,6 +199,12 @@ Tensor Mla::Attend(const ModelContext& model, const Batch& batch, const Tensor& 
   const Tensor out_GD =
       ProjectForward(model, saved.o_GHV.Reshaped({saved.o_GHV.dim(0), heads_ * value_}), o_proj_);
   return ReduceScatterGroup(model, label_ + " output", out_GD);
+}
+
+void Mla::Prepare(const ModelContext& model, const Batch& batch, const Tensor& ids_RK,
+                  Saved& saved) const {
+  saved.ids_RK = ids_RK;
+  MakeChunks(model, batch, saved);
 }
 
 void Mla::AttendForTarget(const ModelContext& model, const Batch& batch, Saved& saved) const {
@@ -312,6 +329,9 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
   KeyGradients keys;
   if (model.options.attention == AttentionForm::kSparse) {
     keys.dkv_TC = context.Zeros(sums, saved.kv_TC.shape());
+  } else if (saved.chunks.size() == 1 && dtype == DType::kBF16) {  // complete at once
+    keys.dk_THQ = context.Empty(dtype, saved.k_THQ.shape());
+    keys.dv_THV = context.Empty(dtype, saved.v_THV.shape());
   } else {
     keys.dk_THQ = context.Zeros(sums, saved.k_THQ.shape());
     keys.dv_THV = context.Zeros(sums, saved.v_THV.shape());
@@ -327,11 +347,12 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
              model, chunk.dq_THQ.Reshaped({chunk.end - chunk.begin, heads_ * (nope_ + rope_)}),
              q_b_proj_),
          dqr_G.Rows(chunk.begin, chunk.end));
-    if (saved.chunks.size() == 1) continue;
+    if (WeightsWait(model, saved)) continue;
     // One chunk's expanded tensors at a time: its weight gradients are formed while they live.
     ChunkWeights(model, saved, chunk);
     chunk = Chunk{.begin = chunk.begin, .end = chunk.end};
   }
+  saved.k_THQ = saved.v_THV = Tensor();  // as large as their gradients, which are moved now
   if (selected) saved.target_RK = ReduceScatterGroup(model, label_ + " target", target_GK);
   // q = rope(W_qb norm(W_qa x)).
   saved.dqr_R = ReduceScatterGroup(model, label_ + " q latent gradient", dqr_G);
@@ -353,6 +374,11 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
   const Tensor dx = ProjectBackwardInput(model, saved.dq_a, q_a_proj_);
   AddInPlace(context, dx, ProjectBackwardInput(model, saved.dkv_a, kv_a_proj_));
   return dx;
+}
+
+// Whether the only chunk's weight gradients are formed in BackwardWeight, with the others.
+bool Mla::WeightsWait(const ModelContext& model, const Saved& saved) {
+  return saved.chunks.size() == 1 && !model.options.weights_with_input;
 }
 
 // Of one chunk: o_proj, q_b_proj and, in the sparse form, kv_b_proj, whose halves met different
@@ -378,7 +404,7 @@ void Mla::ChunkWeights(const ModelContext& model, const Saved& saved, const Chun
 void Mla::BackwardWeight(const ModelContext& model, Saved& saved) const {
   const Context& context = model.context;
   const ParameterStore& weights = model.parameters;
-  if (saved.chunks.size() == 1) ChunkWeights(model, saved, saved.chunks[0]);
+  if (WeightsWait(model, saved)) ChunkWeights(model, saved, saved.chunks[0]);
   if (model.options.attention != AttentionForm::kSparse) {
     ProjectBackwardWeight(model, saved.dkv_b_out, saved.c_T, kv_b_proj_);
   }

@@ -1,4 +1,4 @@
-// Multi-head latent attention (spec 1.7), dense or over selected keys.
+// Multi-head latent attention (DeepSeek-V2 report 2.1.2), dense or over selected keys.
 //
 //   q_a = W_qa x;  qr = norm(q_a);  q = W_qb qr = [nope | rope] per head;  kv_a = W_kva x = [latent
 //   | rope];  c = norm(latent) dense:  [k_nope | v] = W_kvb c per head, k = [k_nope | k_rope]
@@ -58,6 +58,10 @@ class Mla {
                Saved& saved) const;
   Tensor Attend(const ModelContext& model, const Batch& batch, const Tensor& ids_RK,
                 Saved& saved) const;
+  // Instead of Attend where nobody needs its output again: what BackwardInput takes, with no chunk
+  // run yet. The backward runs each of them as it comes to it.
+  void Prepare(const ModelContext& model, const Batch& batch, const Tensor& ids_RK,
+               Saved& saved) const;
   // Only the core of dense attention, without o_proj: what the warm-up of the MTP indexer needs.
   void AttendForTarget(const ModelContext& model, const Batch& batch, Saved& saved) const;
 
@@ -83,6 +87,7 @@ class Mla {
   Tensor RotatedQuery(const ModelContext& model, const Tensor& qr, const Tensor& positions) const;
   void ExpandKeys(const ModelContext& model, const Tensor& c_T, const Tensor& k_rope_T,
                   Tensor& k_THQ, Tensor& v_THV) const;
+  void MakeChunks(const ModelContext& model, const Batch& batch, Saved& saved) const;
   void RunCore(const ModelContext& model, const Batch& batch, Saved& saved) const;
   static void DropQuery(Chunk& chunk);
   void RunChunk(const ModelContext& model, const Batch& batch, Saved& saved, Chunk& chunk) const;
@@ -95,6 +100,7 @@ class Mla {
   void BackwardAbsorbedCore(const ModelContext& model, Saved& saved, Chunk& chunk,
                             const Tensor& target_TK, KeyGradients& keys) const;
   Tensor JoinKeyGradients(const ModelContext& model, KeyGradients& keys, Saved& saved) const;
+  static bool WeightsWait(const ModelContext& model, const Saved& saved);
   void ChunkWeights(const ModelContext& model, const Saved& saved, const Chunk& chunk) const;
   MatrixView UpKey(const Tensor& kv_b) const;    // W_UK of each head [nope, kv_lora_rank]
   MatrixView UpValue(const Tensor& kv_b) const;  // W_UV of each head [V, kv_lora_rank]
