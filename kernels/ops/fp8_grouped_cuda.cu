@@ -11,7 +11,7 @@
 //
 //   producer    one thread of the third warpgroup: walks the tiles, fills the stages of A [128,
 //   128],
-//               B [kTileN, 128] and A's scales [128] by tensor copies
+//               B [kTileN, 128] and A's scales [132] by tensor copies
 //   2 consumers each 64 rows of the tile: 4 wgmma a stage into sums of their own, which then are
 //               scaled and added to the tile's: 2 x 96 accumulators a thread
 //
@@ -45,7 +45,12 @@ constexpr int kClusterRows = 512;  // an expert's rows from which on two blocks 
 constexpr int kConsumerThreads = 256;
 constexpr int kConsumerRows = 64;
 constexpr int kABytes = kTileM * kDepth;
-constexpr int kScaleBytes = kTileM * 4;
+// The copy engine starts a row of scales at a multiple of 16 bytes, an expert starts anywhere: a
+// tile's scales arrive with up to three of the rows before it. A stage's place is a multiple of 128.
+constexpr int kScaleAlign = 4;
+constexpr int kScaleBox = kTileM + kScaleAlign;
+constexpr int kScaleStride = 160;
+constexpr int kScaleBytes = kScaleBox * 4;
 constexpr int kWarpOutput = 16 * 128;  // bytes in which a warp turns 16 rows of 64 columns
 
 template <int kTileN>
@@ -59,7 +64,7 @@ template <int kTileN>
 struct Shared {
   uint8_t a[kStages<kTileN>][kABytes];
   uint8_t b[kStages<kTileN>][kTileN * kDepth];
-  float a_scales[kStages<kTileN>][kTileM];
+  float a_scales[kStages<kTileN>][kScaleStride];
   uint8_t output[kConsumerThreads / 32][kWarpOutput];
   uint64_t full[kStages<kTileN>], empty[kStages<kTileN>];
 };
@@ -113,7 +118,8 @@ __device__ void Produce(Shared<kTileN>& sh, const Params& params, const CUtensor
       uint64_t* const full = &sh.full[stage];
       cuda::BarrierArriveExpect(full, kABytes + kScaleBytes + kTileN * kDepth);
       cuda::TensorLoad(cuda::SharedAddress(sh.a[stage]), &a_map, k, row, full);
-      cuda::TensorLoad(cuda::SharedAddress(sh.a_scales[stage]), &scale_map, row, k / kDepth, full);
+      cuda::TensorLoad(cuda::SharedAddress(sh.a_scales[stage]), &scale_map,
+                       row / kScaleAlign * kScaleAlign, k / kDepth, full);
       const uint32_t b = cuda::SharedAddress(sh.b[stage]);
       if constexpr (kCluster == 1) {
         cuda::TensorLoad(b, &b_map, k, weight_row, full);
@@ -250,12 +256,13 @@ __device__ void Consume(Shared<kTileN>& sh, const Params& params, int consumer) 
     }
     const float* b_scales[kGroups];
     ScaleRows<kTileN>(params, tile, b_scales);
+    const int first_scale = (tile.row_begin + tile.m) % kScaleAlign + 16 * warp + lane / 4;
 #pragma unroll
     for (int i = 0; i < kTileN / 2; ++i) sums[i] = 0.0f;
     for (int k = 0; k < steps; ++k) {
       cuda::BarrierWaitAt(full + 8 * stage, phase);
       Multiply<kTileN>(part, all_a + stage * kABytes, all_b + stage * kBBytes);
-      const float* const of_rows = sh.a_scales[stage] + 16 * warp + lane / 4;
+      const float* const of_rows = sh.a_scales[stage] + first_scale;
       const float a[2] = {of_rows[0], of_rows[8]};
       float b[kGroups];
 #pragma unroll
@@ -308,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// Scales [rows, columns] fp32; tiles of one row x 128, not swizzled.
+// Scales [rows, columns] fp32; tiles of one row x 132, not swizzled.
 void MakeScaleMap(CUtensorMap* map, const float* base, int64_t rows, int64_t columns) {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
@@ -317,7 +324,7 @@ void MakeScaleMap(CUtensorMap* map, const float* base, int64_t rows, int64_t col
                   "fp8_grouped: tensor map");
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(columns) * sizeof(float)};
-  const cuuint32_t box[2] = {kTileM, 1}, steps[2] = {1, 1};
+  const cuuint32_t box[2] = {kScaleBox, 1}, steps[2] = {1, 1};
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
       map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, const_cast<float*>(base), sizes, strides, box, steps,
       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
