@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kFlatThreads)
   const T* from = static_cast<const T*>(args.from) + row * args.from_row_stride + col;
   float sum[kWidth];
   Load<T, kWidth>(to, sum);
-#pragma unroll 8
+#pragma unroll 16
   for (int64_t b = 0; b < args.batch; ++b) {
     float term[kWidth];
     Load<T, kWidth>(from + b * args.from_batch_stride, term);
