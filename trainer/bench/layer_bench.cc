@@ -1,5 +1,6 @@
 // baleen bench layer: one block between embedding and head, its phases taken step by step, as the
 // pipeline engine may.
+#include "kernels/core/check.h"
 #include "parallel/agree.h"
 #include "trainer/bench/bench_stage.h"
 #include "trainer/flops.h"
@@ -27,7 +28,8 @@ const std::vector<std::string>& Phases() {
                                                                  "warm-up"};
   return *phases;
 }
-constexpr int kHead = 5, kHeadBackward = 6, kEmbeddingBackward = 11, kWeights = 12, kWarmUp = 13;
+constexpr int kHead = 5, kHeadBackward = 6, kBackwardAttention = 10, kEmbeddingBackward = 11,
+              kWeights = 12, kWarmUp = 13;
 
 bool OfBlock(int phase) {
   return phase != 0 && phase != kHead && phase != kHeadBackward && phase != kEmbeddingBackward;
@@ -73,9 +75,14 @@ class LayerPass {
     for (int step = kHeadBackward; step <= kEmbeddingBackward; ++step) {
       begin(step);
       part.BackwardStep(model, batch_, pass_, saved);
+      if (step == kBackwardAttention) {
+        begin(kWeights);
+        part.FormBlockWeights(model, batch_, pass_, stats, saved);
+      }
     }
     begin(kWeights);
     part.BackwardWeight(model, batch_, pass_, stats, saved);
+    CHECK(saved.blocks.front().x.empty()) << "the block's weight gradients were not formed";
     return absl::OkStatus();
   }
 

@@ -95,11 +95,17 @@ Tensor ModelPart::BackwardInput(const ModelContext& model, const Batch& batch,
                                 Saved& saved, const GradientsReady& ready) const {
   Begin(dy, saved);
   while (BackwardStep(model, batch, pass, saved)) {
-    const int done = saved.step - 1;  // steps of blocks that are taken
-    if (!model.options.weights_with_input || done == 0 || done % Block::kPhases != 0) continue;
-    BlockWeight(blocks_.size() - done / Block::kPhases, model, batch, pass, stats, saved, ready);
+    FormBlockWeights(model, batch, pass, stats, saved, ready);
   }
   return std::move(saved.flow);
+}
+
+void ModelPart::FormBlockWeights(const ModelContext& model, const Batch& batch,
+                                 const PassOptions& pass, StepStats& stats, Saved& saved,
+                                 const GradientsReady& ready) const {
+  const int done = saved.step - 1;  // steps of blocks that are taken
+  if (!model.options.weights_with_input || done == 0 || done % Block::kPhases != 0) return;
+  BlockWeight(blocks_.size() - done / Block::kPhases, model, batch, pass, stats, saved, ready);
 }
 
 void ModelPart::BlockWeight(size_t index, const ModelContext& model, const Batch& batch,

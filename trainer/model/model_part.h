@@ -63,13 +63,16 @@ class ModelPart {
   void BackwardWeight(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                       StepStats& stats, Saved& saved, const GradientsReady& ready = nullptr) const;
 
-  // The same in steps: Begin, then Step until it returns false, then take saved.flow. Weight
-  // gradients are always left to BackwardWeight.
+  // The same in steps: Begin, then Step until it returns false, then take saved.flow.
   static void Begin(const Tensor& x, Saved& saved);
   bool ForwardStep(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                    StepStats& stats, Saved& saved) const;
   bool BackwardStep(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                     Saved& saved) const;
+  // After a step: with options.weights_with_input, the weight gradients of the block that it ended.
+  void FormBlockWeights(const ModelContext& model, const Batch& batch, const PassOptions& pass,
+                        StepStats& stats, Saved& saved,
+                        const GradientsReady& ready = nullptr) const;
 
   // The dense warm-up of the part's indexers: a forward pass without head; each block makes its
   // indexer's gradients, and no activation outlives its block.
