@@ -24,6 +24,8 @@ constexpr int kMarkValue = 0xB5;  // no other memset of Baleen writes anything b
 namespace {
 
 constexpr size_t kBufferBytes = size_t{8} << 20;
+// Where the toolkit has it: beside, not among its other libraries.
+constexpr char kToolkitCupti[] = "/usr/local/cuda/extras/CUPTI/lib64/libcupti.so.13";
 
 // CUPTI's functions that a trace needs.
 struct Cupti {
@@ -47,7 +49,8 @@ constexpr CUpti_ActivityKind kKinds[] = {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL,
 absl::StatusOr<const Cupti*> LoadCupti() {
   static const absl::StatusOr<Cupti> loaded = []() -> absl::StatusOr<Cupti> {
     ASSIGN_OR_RETURN(const SharedLibrary library,
-                     SharedLibrary::Open({"libcupti.so.13", "libcupti.so"}, "tracing the GPU"));
+                     SharedLibrary::Open({"libcupti.so.13", kToolkitCupti, "libcupti.so"},
+                                         "tracing the GPU"));
     Cupti cupti;
 #define BALEEN_FIND(member, function) \
   cupti.member = library.Find<std::remove_pointer_t<decltype(cupti.member)>>(function)
