@@ -48,8 +48,9 @@ AttentionCost SelectedAttentionCostOnGpu(const ModelConfig& model, int64_t seq_l
     const double backward = pairs * static_cast<double>(3 * width + 2 * value_dim);
     return 1e-6 * (forward / speed.forward + backward / speed.backward);
   };
-  return {.masked_dense = microseconds(mean_keys, model.qk_head_dim(), model.v_head_dim,
-                                       MaskedAttentionSpeed()),
+  return {.masked_dense = microseconds(
+              mean_keys, model.qk_head_dim(), model.v_head_dim,
+              MaskedAttentionSpeed(dtype, model.qk_head_dim(), model.v_head_dim, seq_length)),
           .sparse = microseconds(selected, model.latent_dim(), model.kv_lora_rank,
                                  SparseAttentionSpeed(dtype, heads, model.latent_dim(),
                                                       model.kv_lora_rank, model.index_topk))};
@@ -83,6 +84,18 @@ AttentionForm ChooseForm(const StageConfig& stage, const ModelConfig& model, Dev
   }
   why = absl::StrCat(sparse_is_cheaper ? "sparse" : "masked_dense", " (auto: ", numbers, ")");
   return sparse_is_cheaper ? AttentionForm::kSparse : AttentionForm::kMaskedDense;
+}
+
+// Query rows of a chunk in the 192/128 form. One chunk's key gradients are complete, so that they
+// are written once, in bf16; several add theirs to fp32 sums of all keys before them, 2.5 KB a key
+// and head each time. The expanded rows of the longest single chunk take as much as those sums, and
+// are a fifth as wide as absorbed ones. Where weight gradients are delayed, though, a sequence of
+// one chunk would keep them till then.
+int64_t DenseAttentionChunk(const StageConfig& stage) {
+  constexpr int64_t kLongestChunk = 32768, kChunkOfSeveral = 16384;
+  const int64_t rows = stage.micro_batch_size * stage.data.seq_length /
+                       std::max<int64_t>(1, stage.parallelism.context);
+  return rows <= kLongestChunk ? kLongestChunk : kChunkOfSeveral;
 }
 
 // Where the schedule takes both backward actions of a microbatch at once. On several pipeline ranks
@@ -142,6 +155,9 @@ absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& m
     recipe.trained = {ParameterGroup::kIndexer};
     recipe.forward_only = true;
     recipe.language_loss = false;
+  }
+  if (recipe.options.attention != AttentionForm::kSparse && recipe.options.weights_with_input) {
+    recipe.options.attention_chunk = DenseAttentionChunk(stage);
   }
   if (all) {
     recipe.mtp_weight = stage.losses.mtp;

@@ -8,8 +8,9 @@
 //
 // Windows make causality, packed samples, document masks, chunks of query rows and context
 // parallelism one thing. With ids (sparse stage in masked form) the softmax runs over the listed
-// keys only; the same mathematics as sparse_attention.h (spec 1.1). An empty row has o = 0,
-// lse = -inf and gradient 0. Never a whole T x S array: what a kernel keeps of it is bounded.
+// keys only; the same mathematics as sparse_attention.h (DeepSeek-V3.2 report 2.1, eq. 2). An empty
+// row has o = 0, lse = -inf and gradient 0. Never a whole T x S array: what a kernel keeps of it is
+// bounded.
 //
 // Legend: T query rows, S keys, H heads, Q = 192, V = 128, K selected keys.
 #pragma once
@@ -38,10 +39,11 @@ struct AttentionResult {
   Tensor lse_TH;  // kF32 (kF64 for kF64)
 };
 
-// What runs Attention for such heads and windows, for people: "cuDNN 9.19.0 SDPA, 3 segments",
-// "general kernels: BF16 heads 160/64", "CPU definition". cuDNN takes runs of rows (256 or more)
-// whose windows make a causal triangle, in bf16, where the windows have host copies; the general
-// kernels take everything else and are many times slower.
+// What runs Attention for such heads and windows, for people: "tensor cores", "cuDNN 9.19.0 SDPA, 3
+// segments", "general kernels: BF16 heads 160/64", "CPU definition". Heads of 192/128 in bf16 run
+// on Baleen's tensor-core kernels, whatever the windows (masked_attention_gpu.h). Of other widths
+// in bf16 cuDNN takes runs of rows (256 or more) whose windows make a causal triangle, where the
+// windows have host copies; the general kernels take everything else and are many times slower.
 std::string AttentionKernelName(const Context& context, DType dtype, int64_t q_dim, int64_t v_dim,
                                 const KeyWindows& windows);
 // What runs MaskedAttention on a GPU: tensor cores for bf16 and 192/128 heads.
@@ -49,7 +51,9 @@ std::string MaskedAttentionKernelName(DType dtype, int64_t q_dim, int64_t v_dim)
 
 AttentionResult Attention(const Context& context, const Tensor& q_THQ, const Tensor& k_SHQ,
                           const Tensor& v_SHV, const KeyWindows& windows, double scale);
-// Returns dq_THQ; adds to dk_SHQ and dv_SHV.
+// Returns dq_THQ. dk_SHQ and dv_SHV are fp32 sums (kF64 for kF64), added to; or, beside bf16
+// operands, bf16: written, each element rounded once, for a call that has all rows which see the
+// keys.
 Tensor AttentionBackward(const Context& context, const Tensor& do_THV, const Tensor& q_THQ,
                          const Tensor& k_SHQ, const Tensor& v_SHV, const AttentionResult& forward,
                          const KeyWindows& windows, double scale, const Tensor& dk_SHQ,

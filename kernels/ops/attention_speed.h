@@ -1,6 +1,7 @@
 // How fast the two forms of attention over selected keys run on a GPU, for choosing between them:
-// measured on one H100 at 8K to 16K tokens (kernels/bench/RESULTS_sparse_attention.md,
-// RESULTS_attention.md). Only the ratio counts, so one table serves H100 and H200.
+// measured on one H100 at 4K to 32K tokens (kernels/bench/RESULTS_sparse_attention.md,
+// RESULTS_masked_attention.md, RESULTS_attention.md). Only the ratio counts, so one table serves
+// H100 and H200.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@ struct AttentionSpeed {
 // backward a head and key.
 AttentionSpeed SparseAttentionSpeed(DType dtype, int64_t num_heads, int64_t width,
                                     int64_t value_dim, int64_t num_selected);
-// MaskedAttention: work is counted over all keys of the windows, 2 (Q + V) and 2 (3 Q + 2 V).
-AttentionSpeed MaskedAttentionSpeed();
+// MaskedAttention of sequences of num_keys: work is counted over all keys of causal windows, 2 (Q +
+// V) and 2 (3 Q + 2 V).
+AttentionSpeed MaskedAttentionSpeed(DType dtype, int64_t q_dim, int64_t v_dim, int64_t num_keys);
 
 }  // namespace baleen

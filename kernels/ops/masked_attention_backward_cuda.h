@@ -12,7 +12,7 @@
 namespace baleen {
 
 // All bf16 tensors are 16-byte aligned, fp32 ones too. Same inputs, same bits: every sum has a
-// fixed order, and each element of dk and dv is added to once.
+// fixed order, and each element of dk and dv is added to, or written, once.
 struct MaskedAttentionBackwardArgs {
   MaskedAttentionKeys keys;
   const void* q_THQ = nullptr;    // bf16
@@ -24,8 +24,9 @@ struct MaskedAttentionBackwardArgs {
   int num_heads = 0;              // H
   float scale = 0;                // > 0
   void* dq_THQ = nullptr;         // bf16 out; 0 for a row without keys
-  float* dk_SHQ = nullptr;        // added to
-  float* dv_SHV = nullptr;        // added to
+  void* dk_SHQ = nullptr;         // fp32, added to; or bf16, written
+  void* dv_SHV = nullptr;         // likewise
+  bool writes_keys = false;       // dk and dv are bf16
   float* target_TK = nullptr;  // with ids: sum over heads of P, 0 where a row does not see the id
   void* workspace = nullptr;   // 256-byte aligned, of the layout's bytes, contents arbitrary
 };

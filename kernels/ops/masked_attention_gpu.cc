@@ -19,7 +19,7 @@ int ToInt(const char* name, int64_t value) {
 }
 
 // Copies of 16 bytes begin at each row.
-const void* Aligned(const char* name, const Tensor& tensor) {
+void* Aligned(const char* name, const Tensor& tensor) {
   CHECK(reinterpret_cast<uintptr_t>(tensor.raw()) % 16 == 0)
       << kOp << ": " << name << " " << tensor.DebugString() << " begins at " << tensor.raw()
       << ", expected a multiple of 16";
@@ -109,8 +109,6 @@ Tensor AttentionBackwardOnTensorCores(const Context& context, const Tensor& do_T
   if constexpr (kHaveCuda) {
     const Tensor workspace =
         MakeMaskedAttentionWorkspace(context, q_THQ, v_SHV, seen, MaskedAttentionPass::kBackward);
-    Aligned("dk_SHQ", dk_SHQ);
-    Aligned("dv_SHV", dv_SHV);
     LaunchMaskedAttentionBackward(
         {.keys = KeysOf(q_THQ, v_SHV, seen),
          .q_THQ = Aligned("q_THQ", q_THQ),
@@ -122,8 +120,9 @@ Tensor AttentionBackwardOnTensorCores(const Context& context, const Tensor& do_T
          .num_heads = ToInt("heads", q_THQ.dim(1)),
          .scale = static_cast<float>(scale),
          .dq_THQ = dq_THQ.raw(),
-         .dk_SHQ = dk_SHQ.data<float>(),
-         .dv_SHV = dv_SHV.data<float>(),
+         .dk_SHQ = Aligned("dk_SHQ", dk_SHQ),
+         .dv_SHV = Aligned("dv_SHV", dv_SHV),
+         .writes_keys = dk_SHQ.dtype() == DType::kBF16,
          .target_TK = target_TK.empty() ? nullptr : target_TK.data<float>(),
          .workspace = workspace.raw()},
         context.stream());

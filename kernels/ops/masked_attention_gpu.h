@@ -30,7 +30,8 @@ Tensor MakeMaskedAttentionWorkspace(const Context& context, const Tensor& q_THQ,
 AttentionResult AttentionForwardOnTensorCores(const Context& context, const Tensor& q_THQ,
                                               const Tensor& k_SHQ, const Tensor& v_SHV,
                                               const SeenKeys& seen, double scale);
-// With ids, target_TK gets the head-summed probabilities; else it may be empty.
+// dk and dv in fp32 are added to, in bf16 written. With ids, target_TK gets the head-summed
+// probabilities; else it may be empty.
 Tensor AttentionBackwardOnTensorCores(const Context& context, const Tensor& do_THV,
                                       const Tensor& q_THQ, const Tensor& k_SHQ, const Tensor& v_SHV,
                                       const AttentionResult& forward, const SeenKeys& seen,

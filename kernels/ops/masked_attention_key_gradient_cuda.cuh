@@ -240,6 +240,37 @@ __device__ __forceinline__ void AddKeyGradient(float* to, const GradientParams& 
   }
 }
 
+// Adds to fp32 sums, or writes bf16.
+template <int kDim>
+__device__ __forceinline__ void GiveKeyGradient(void* to, const GradientParams& params,
+                                                const Item& item, int key, float scale,
+                                                const float (&d)[kDim / 2]) {
+  if (!params.args.writes_keys) {
+    return AddKeyGradient<kDim>(static_cast<float*>(to), params, item, key, scale, d);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int s = item.tile * kTile + key + 8 * r;
+    const int64_t at = static_cast<int64_t>(s) * params.args.num_heads + item.head;
+    StoreRow<kDim>(static_cast<uint4*>(to) + at * (kDim / 8), s < params.args.keys.num_keys, d, r,
+                   scale);
+  }
+}
+
+// Of keys that no row sees, where gradients are written.
+template <int kDim>
+__device__ __forceinline__ void StoreNoKeyGradient(void* to, const GradientParams& params,
+                                                   const Item& item, int key) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int s = item.tile * kTile + key + 8 * r;
+    if (s >= params.args.keys.num_keys) continue;
+    const int64_t at = static_cast<int64_t>(s) * params.args.num_heads + item.head;
+    uint4* const row = static_cast<uint4*>(to) + at * (kDim / 8);
+    for (int j = threadIdx.x % 4; j < kDim / 8; j += 4) row[j] = make_uint4(0, 0, 0, 0);
+  }
+}
+
 template <bool kSelected>
 __device__ __forceinline__ void ConsumeForKeys(KeyShared& sh, const GradientParams& params,
                                                int consumer, int key) {
@@ -320,8 +351,11 @@ __device__ __forceinline__ void ConsumeForKeys(KeyShared& sh, const GradientPara
       cuda::PinRegisters(dv);
       PinOperand(p);
       Release(&sh.empty[previous]);
-      AddKeyGradient<kValueDim>(params.args.dv_SHV, params, item, key, 1.0f, dv);
-      AddKeyGradient<kQueryDim>(params.args.dk_SHQ, params, item, key, params.args.scale, dk);
+      GiveKeyGradient<kValueDim>(params.args.dv_SHV, params, item, key, 1.0f, dv);
+      GiveKeyGradient<kQueryDim>(params.args.dk_SHQ, params, item, key, params.args.scale, dk);
+    } else if (params.args.writes_keys) {
+      StoreNoKeyGradient<kValueDim>(params.args.dv_SHV, params, item, key);
+      StoreNoKeyGradient<kQueryDim>(params.args.dk_SHQ, params, item, key);
     }
     __syncwarp();
     Release(&sh.items.empty[items.stage]);

@@ -160,27 +160,37 @@ TEST(BackwardCalls, NameTheirScratch) {
   EXPECT_EQ(scratch.lse_elements, 64 * 4096);
 }
 
-// A dry call takes what the library takes on a GPU.
-TEST(DryAttentionBackward, TakesTheLibrarysScratchInBf16) {
-  const auto peak = [](DType dtype) {
-    const Context dry = Context::Dry();
-    const int64_t rows = 1024, heads = 2;
-    const auto tensor = [&](DType of, int64_t width) {
-      return dry.Zeros(of, {rows, heads, width});
-    };
-    const Tensor q = tensor(dtype, 192), k = tensor(dtype, 192), v = tensor(dtype, 128);
-    KeyWindows windows{dry.Zeros(DType::kI32, {rows}), dry.Zeros(DType::kI32, {rows}), {}, {}};
-    for (int32_t row = 0; row < rows; ++row) windows.end_T.data<int32_t>()[row] = row + 1;
-    const AttentionResult forward{tensor(dtype, 128), dry.Zeros(DType::kF32, {rows, heads})};
-    const Tensor dk = tensor(DType::kF32, 192), dv = tensor(DType::kF32, 128);
-    const int64_t before = dry.pool().Total().bytes;
-    dry.pool().ResetPeak();
-    AttentionBackward(dry, tensor(dtype, 128), q, k, v, forward, windows, 0.1, dk, dv);
-    return dry.pool().Total().peak_bytes - before;
-  };
-  const int64_t scratch = 2 * 1024 * (2 * 1024 + 2 * (192 + 128 + 192) + 4);
-  EXPECT_GE(peak(DType::kBF16), scratch);
-  EXPECT_LT(peak(DType::kF32), scratch);
+// What a dry backward call of 1024 causal rows and two heads takes beside its operands.
+int64_t DryBackwardBytes(DType dtype, int64_t q_dim, int64_t v_dim, DType of_keys = DType::kF32) {
+  const Context dry = Context::Dry();
+  const int64_t rows = 1024, heads = 2;
+  const auto tensor = [&](DType of, int64_t width) { return dry.Zeros(of, {rows, heads, width}); };
+  const Tensor q = tensor(dtype, q_dim), k = tensor(dtype, q_dim), v = tensor(dtype, v_dim);
+  KeyWindows windows{dry.Zeros(DType::kI32, {rows}), dry.Zeros(DType::kI32, {rows}), {}, {}};
+  for (int32_t row = 0; row < rows; ++row) windows.end_T.data<int32_t>()[row] = row + 1;
+  const AttentionResult forward{tensor(dtype, v_dim), dry.Zeros(DType::kF32, {rows, heads})};
+  const Tensor dk = tensor(of_keys, q_dim), dv = tensor(of_keys, v_dim);
+  const Tensor d_out = tensor(dtype, v_dim);
+  const int64_t before = dry.pool().Total().bytes;
+  dry.pool().ResetPeak();
+  AttentionBackward(dry, d_out, q, k, v, forward, windows, 0.1, dk, dv);
+  return dry.pool().Total().peak_bytes - before;
+}
+
+// A dry call takes what the kernels take on a GPU: the library's dS, dk, dv and dq of a call; those
+// for 192/128 heads only statistics and lists.
+TEST(DryAttentionBackward, TakesTheScratchOfTheKernelsThatWouldRun) {
+  const int64_t library = 2 * 1024 * (2 * 1024 + 2 * (160 + 64 + 160) + 4);
+  EXPECT_GE(DryBackwardBytes(DType::kBF16, 160, 64), library);
+  EXPECT_LT(DryBackwardBytes(DType::kF32, 160, 64), library);
+  const int64_t dq = 2 * 1024 * 192 * 2, statistics = 2 * 1024 * 2 * 4;
+  EXPECT_GE(DryBackwardBytes(DType::kBF16, 192, 128), dq + statistics);
+  EXPECT_LT(DryBackwardBytes(DType::kBF16, 192, 128), dq + statistics + (64 << 10));
+  // Key gradients to be written in bf16: those kernels write them, others need fp32 sums.
+  EXPECT_EQ(DryBackwardBytes(DType::kBF16, 192, 128, DType::kBF16),
+            DryBackwardBytes(DType::kBF16, 192, 128));
+  EXPECT_GE(DryBackwardBytes(DType::kBF16, 160, 64, DType::kBF16),
+            library + 2 * 1024 * 4 * (160 + 64));
 }
 
 TEST(RowsOfSegment, SeeWhatTheySawBefore) {

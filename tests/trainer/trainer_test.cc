@@ -113,21 +113,55 @@ TEST(Recipe, ChoosesTheCheaperKernelOnBothSidesOfTheCrossover) {
   EXPECT_EQ(asked.options.attention, AttentionForm::kMaskedDense);
 }
 
-// On a GPU the kernels' speeds decide: the masked form has no kernel on tensor cores.
+// On a GPU the kernels' speeds decide.
 TEST(Recipe, ChoosesByMeasuredSpeedOnAGpu) {
   StageConfig stage = Stage(AttentionMode::kSparse, TrainMode::kAll);
+  const auto form_at = [&](const ModelConfig& model, int64_t seq_length) {
+    stage.data.seq_length = seq_length;
+    const absl::StatusOr<Recipe> recipe = MakeRecipe(stage, model, DeviceKind::kCuda);
+    EXPECT_TRUE(recipe.ok()) << recipe.status();
+    SCOPED_TRACE(recipe->kernel);
+    return recipe->options.attention;
+  };
+  // Both on tensor cores. 2048 and fewer keys: all of them are selected, and the masked form has a
+  // third of the work.
   const ModelConfig model;
-  // 2048 and fewer keys: all of them are selected, and the masked form has a third of the work.
-  stage.data.seq_length = 2048;
-  ASSERT_OK_AND_ASSIGN(const Recipe sparse, MakeRecipe(stage, model, DeviceKind::kCuda));
-  EXPECT_EQ(sparse.options.attention, AttentionForm::kSparse) << sparse.kernel;
+  EXPECT_EQ(form_at(model, 2048), AttentionForm::kMaskedDense);
+  EXPECT_EQ(form_at(model, 8192), AttentionForm::kMaskedDense);
+  EXPECT_EQ(form_at(model, 16384), AttentionForm::kSparse);
+  // Other widths than 192/128: only the absorbed form is on tensor cores.
+  ModelConfig other = model;
+  other.v_head_dim = 96;
+  EXPECT_EQ(form_at(other, 2048), AttentionForm::kSparse);
   // In fp32 both run on ordinary cores.
   stage.precision.compute = Compute::kFp32;
-  ASSERT_OK_AND_ASSIGN(const Recipe masked, MakeRecipe(stage, model, DeviceKind::kCuda));
-  EXPECT_EQ(masked.options.attention, AttentionForm::kMaskedDense) << masked.kernel;
-  stage.data.seq_length = 131072;
-  ASSERT_OK_AND_ASSIGN(const Recipe long_rows, MakeRecipe(stage, model, DeviceKind::kCuda));
-  EXPECT_EQ(long_rows.options.attention, AttentionForm::kSparse) << long_rows.kernel;
+  EXPECT_EQ(form_at(model, 2048), AttentionForm::kMaskedDense);
+  EXPECT_EQ(form_at(model, 131072), AttentionForm::kSparse);
+}
+
+// Large chunks of query rows where their expanded rows are narrow and need not wait for weight
+// gradients.
+TEST(Recipe, TakesLargeChunksOfRowsInTheDenseForms) {
+  StageConfig stage = Stage(AttentionMode::kDense, TrainMode::kAll);
+  const ModelConfig model;
+  stage.micro_batch_size = 2;
+  stage.parallelism.context = 4;
+  const auto chunk_at = [&](int64_t seq_length) {
+    stage.data.seq_length = seq_length;
+    const absl::StatusOr<Recipe> recipe = MakeRecipe(stage, model);
+    EXPECT_TRUE(recipe.ok()) << recipe.status();
+    return recipe->options.attention_chunk;
+  };
+  EXPECT_EQ(chunk_at(65536), 32768);  // one chunk: 65536 * 2 / 4 rows
+  EXPECT_EQ(chunk_at(65600), 16384);
+  stage.parallelism.pipeline = 2;
+  stage.parallelism.schedule = ScheduleName::kZbH1;
+  ASSERT_OK_AND_ASSIGN(const Recipe delayed, MakeRecipe(stage, model));
+  EXPECT_EQ(delayed.options.attention_chunk, ModelOptions().attention_chunk);
+  stage = Stage(AttentionMode::kSparse, TrainMode::kAll);
+  stage.dsa.kernel = AttentionKernel::kSparse;
+  ASSERT_OK_AND_ASSIGN(const Recipe sparse, MakeRecipe(stage, model));
+  EXPECT_EQ(sparse.options.attention_chunk, ModelOptions().attention_chunk);
 }
 
 TEST(Flops, CountTheAttentionThatIsAskedFor) {
