@@ -1,8 +1,10 @@
 // Checks and times the indexer's kernels: scores, exact top-k, backward on the selected set.
 //
-// Usage: indexer_bench check|gemm|topk|scores|backward... (run in turn). Checks compare with the
-// double definitions of indexer_reference.h on fresh random inputs and poisoned outputs; the exit
-// code is 1 if one fails. The chip is power limited: what runs right after gemm is slower.
+// Usage: indexer_bench check|gemm|topk|scores|backward... (run in turn; check_scores,
+// check_backward and check_small are parts of check, backward_near_32k is one of backward). Checks
+// compare with the double definitions of indexer_reference.h on fresh random inputs and poisoned
+// outputs; the exit code is 1 if one fails. The chip is power limited: what runs right after gemm
+// is slower.
 #include <cuda_fp8.h>
 
 #include <climits>
@@ -156,6 +158,7 @@ void TimeTopk(Timer& timer, Report& report) {
     const int rows = keys == 131072 ? 2048 : 4096;
     DeviceBuffer<float> scores(static_cast<size_t>(rows) * keys);
     DeviceBuffer<int32_t> ids(static_cast<size_t>(rows) * kTopk), ties(rows), nan_row(1);
+    DeviceBuffer<float> chosen(ids.size());
     TopkSelectArgs args{scores.get(), keys,      nullptr, nullptr,    rows,         keys,
                         kTopk,        ids.get(), nullptr, ties.get(), nan_row.get()};
     for (const Scores kind : {Scores::kNormal, Scores::kPlateau, Scores::kHidden}) {
@@ -174,6 +177,9 @@ void TimeTopk(Timer& timer, Report& report) {
         scores.Upload(host);
       }
       const double ms = timer.MedianMs([&] { LaunchTopkSelect(args, nullptr); }, 10);
+      args.chosen_scores_TK = chosen.get();
+      const double with_scores = timer.MedianMs([&] { LaunchTopkSelect(args, nullptr); }, 10);
+      args.chosen_scores_TK = nullptr;
       report.Add({{"topk", std::to_string(kTopk)},
                   {"scores", kind == Scores::kNormal    ? "normal"
                              : kind == Scores::kPlateau ? "plateau"
@@ -182,6 +188,7 @@ void TimeTopk(Timer& timer, Report& report) {
                   {"rows", std::to_string(rows)},
                   {"ms", Number(ms, 3)},
                   {"us_per_row", Number(ms * 1e3 / rows, 4)},
+                  {"with_scores_us_per_row", Number(with_scores * 1e3 / rows, 4)},
                   {"one_read_TB/s", Number(4.0 * rows * keys / (ms * 1e9), 2)},
                   {"x_FlashInfer", Number(kPeer[column] / (ms * 1e3 / rows), 2)}});
       if (keys != 131072 && keys != 8192) break;
@@ -410,9 +417,13 @@ void CheckBackward(int rows, int keys, int heads, int topk, int pad, bool given_
   Expect(same, (std::string(text) + " same bits").c_str(), same);
 }
 
-void CheckAllBackward(uint64_t seed) {
+void CheckSmallBackward(uint64_t seed) {
   CheckBackward(13, 300, 64, 130, 7, false, seed);
   CheckBackward(7, 1000, 32, 64, 0, true, seed + 10);
+}
+
+void CheckAllBackward(uint64_t seed) {
+  CheckSmallBackward(seed);
   CheckBackward(301, 3000, 64, 2048, 1, false, seed + 20);
   CheckBackward(64, 2100, 64, 2048, 0, true, seed + 30);
 }
@@ -455,16 +466,14 @@ int main(int argc, char** argv) {
       CheckAllTopk(seed);
       CheckAllScores(seed);
       CheckAllBackward(seed);
-    } else if (what == "topk") {
-      TimeTopk(timer, report);
-    } else if (what == "scores") {
-      TimeAllScores(timer, report);
-    } else if (what == "backward") {
-      for (int keys = 4096; keys <= 131072; keys *= 2) {
-        for (const IdPattern pattern : {IdPattern::kRandom, IdPattern::kNear}) {
-          TimeBackward(timer, report, pattern, keys, 10);
-        }
-      }
+    } else if (what == "check_scores") {
+      CheckAllScores(seed);
+    } else if (what == "check_backward") {
+      CheckAllBackward(seed);
+    } else if (what == "check_small") {
+      CheckSmallBackward(seed);
+    } else if (what == "backward_near_32k") {
+      TimeBackward(timer, report, IdPattern::kNear, 32768, 3);
     } else {
       std::fprintf(stderr, "unknown word %s: check, gemm, topk, scores, backward\n", argv[i]);
       return 2;

@@ -39,7 +39,7 @@ struct IndexerBackwardArgs {
   float target_scale = 1.0f;  // 1 / (number of main heads over all ranks)
   float grad_scale = 1.0f;    // g
   int num_rows = 0;           // T
-  int num_keys = 0;           // S >= 1
+  int num_keys = 0;           // S, 1 .. 2^28 - 1
   int num_heads = 0;          // I
   int topk = 0;               // K <= kIndexerBackwardMaxK
   float* loss_T = nullptr;    // [T] out, not scaled by g; 0 for a row without keys
@@ -49,12 +49,12 @@ struct IndexerBackwardArgs {
   void* workspace = nullptr;  // IndexerBackwardWorkspaceBytes, 256-byte aligned
 };
 
-// 8 T K + 524 S bytes and a little. Rows can be given in chunks (of an even number, to keep pairs
+// 8 T K + 524 S bytes and a little. Rows can be given in chunks (of whole groups of four, which go
 // together) to bound it: dk adds up over the calls in their order.
 size_t IndexerBackwardWorkspaceBytes(int num_rows, int num_keys, int topk);
 
 struct IndexerBackwardPlan {
-  int gradient_blocks = 0;  // persistent, two rows at a time
+  int gradient_blocks = 0;  // persistent, a group of four rows at a time
   int gradient_shared_bytes = 0;
 };
 

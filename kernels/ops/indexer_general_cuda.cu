@@ -150,6 +150,7 @@ struct Chunk {
   const int32_t* ids;          // [rows, slots]; null: slot s is key s, if the window has it
   const int32_t *begin, *end;  // of windows; null with ids
   const float* target;         // [rows, slots]
+  const float* scores;         // [rows, slots], of the ids; null: to be computed
   float target_scale, grad_scale;
   float* loss;
   void* dq;
@@ -222,7 +223,11 @@ __device__ double RowScores(const Chunk& chunk, int64_t row, double& target_sum)
     const int64_t place = row * chunk.slots + slot;
     const float* const a = chunk.products + place * chunk.I;
     float score = 0;
-    for (int64_t j = 0; j < chunk.I; ++j) score += w[j] * Relu(a[j]);
+    if (chunk.scores != nullptr) {
+      score = chunk.scores[place];
+    } else {
+      for (int64_t j = 0; j < chunk.I; ++j) score += w[j] * Relu(a[j]);
+    }
     chunk.delta[place] = score;
     own_target += chunk.target[place] * chunk.target_scale;
     if (score > largest) {
@@ -453,6 +458,7 @@ void SparseIndexerLossCuda(const SparseIndexerLossCudaArgs& args, void* stream) 
     chunk.ids = args.ids_TK + first * args.K;
     chunk.target = args.target_TK + first * args.K;
     chunk.target_scale = args.target_scale;
+    if (args.scores_TK != nullptr) chunk.scores = args.scores_TK + first * args.K;
     chunk.slots_of_key = reinterpret_cast<int32_t*>(rest);
     LaunchLoss(indexer.element, chunk, false, stream);
   }

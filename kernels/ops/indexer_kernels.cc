@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kTunedWidth = 128;
 constexpr int64_t kTunedMainWidth = 192;
 constexpr int64_t kTunedMostChosen = 2048;
+constexpr int64_t kGroupRows = 4;  // rows that the sparse loss takes together
 
 // Budgets. Sparse, tuned: 16 KB a row of 2048 keys, and 524 B a key that each chunk passes over
 // (70 us at 128K keys); 256 MiB are 11 000 rows beside 128K keys, whose gradients take 5 ms. Dense,
@@ -30,8 +31,10 @@ int64_t RoundUp(int64_t bytes) { return DivideUp(bytes, 256) * 256; }
 
 // What LaunchIndexerBackward needs (indexer_backward_cuda.h).
 int64_t SparseTunedBytes(int64_t T, int64_t S, int64_t K) {
-  return 256 + RoundUp(8 * S) + RoundUp(4 * T) + 2 * RoundUp(4 * T * K) +
-         RoundUp(4 * DivideUp(T, 2)) + RoundUp(4 * S) + RoundUp(4 * S * kTunedWidth);
+  const int64_t groups = DivideUp(T, kGroupRows), pairs = kGroupRows * K;
+  return 256 + RoundUp(8 * S) + RoundUp(4 * T) + RoundUp(4 * groups * pairs) +
+         RoundUp(128 * groups) + RoundUp(4 * groups * DivideUp(pairs, 64) * 64) + RoundUp(4 * S) +
+         RoundUp(4 * S * kTunedWidth);
 }
 
 // No less than LaunchDenseIndexerLoss needs (dense_indexer_loss_cuda.h) for chunks of `rows` rows,
@@ -76,8 +79,9 @@ IndexerKernel ChooseSparseIndexerLoss(DType dtype, int64_t I, int64_t J, int64_t
 }
 
 IndexerKernel ChooseDenseIndexerLoss(DType dtype, int64_t I, int64_t J, int64_t Q) {
-  return I == 64 && Q == kTunedMainWidth ? ChooseIndexerScores(dtype, I, J)
-                                         : IndexerKernel::kGeneral;
+  const bool tuned = dtype == DType::kBF16 && I >= 1 && I <= kTunedDenseHeads && J == kTunedWidth &&
+                     Q == kTunedMainWidth;
+  return tuned ? IndexerKernel::kTuned : IndexerKernel::kGeneral;
 }
 
 void CheckTunedAlignment(const char* op, std::initializer_list<const Tensor*> operands) {
@@ -90,8 +94,8 @@ void CheckTunedAlignment(const char* op, std::initializer_list<const Tensor*> op
 IndexerChunks PlanSparseIndexerChunks(DType dtype, int64_t T, int64_t S, int64_t I, int64_t J,
                                       int64_t K) {
   if (ChooseSparseIndexerLoss(dtype, I, J, K) == IndexerKernel::kTuned) {
-    // An even number of rows: the kernel takes them in pairs.
-    return FitRows(T, 2, kFewestTunedRows, kSparseBudget,
+    // Whole groups of rows.
+    return FitRows(T, kGroupRows, kFewestTunedRows, kSparseBudget,
                    [=](int64_t rows) { return SparseTunedBytes(rows, S, K); });
   }
   // Products [rows, K, I], delta [rows, K] and the slots of each key [S, rows].

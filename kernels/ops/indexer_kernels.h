@@ -24,6 +24,8 @@ std::string NameOf(IndexerKernel kernel);
 IndexerKernel ChooseIndexerScores(DType dtype, int64_t I, int64_t J);
 IndexerKernel ChooseSparseIndexerLoss(DType dtype, int64_t I, int64_t J, int64_t K);
 IndexerKernel ChooseDenseIndexerLoss(DType dtype, int64_t I, int64_t J, int64_t Q);
+// The heads that the tuned dense kernels work on; fewer come with heads of zeros behind them.
+inline constexpr int64_t kTunedDenseHeads = 64;
 
 // The tuned kernels move 16 bytes at a time. Tensors of their shapes begin so, and so do their
 // rows.

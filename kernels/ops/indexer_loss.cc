@@ -2,12 +2,15 @@
 // dtype.
 #include "kernels/ops/indexer_loss.h"
 
+#include <algorithm>
+
 #include "kernels/ops/cuda_element.h"
 #include "kernels/ops/dispatch.h"
 #include "kernels/ops/indexer_kernels.h"
 #include "kernels/ops/indexer_loss_cpu.h"
 #include "kernels/ops/indexer_ops_cuda.h"
 #include "kernels/ops/key_sets_cpu.h"
+#include "kernels/ops/strided.h"
 
 namespace baleen {
 namespace {
@@ -93,7 +96,7 @@ IndexerLossResult SparseIndexerLossOnCuda(const Context& context, const Tensor& 
                                           const Tensor& k_SJ, const Tensor& w_TI,
                                           const Tensor& ids_TK, const Tensor& target_TK,
                                           double target_scale, double grad_scale,
-                                          const Tensor& dk_SJ) {
+                                          const Tensor& dk_SJ, const Tensor& scores_TK) {
   const DType dtype = q_TIJ.dtype();
   const int64_t I = q_TIJ.dim(1), J = q_TIJ.dim(2), K = ids_TK.dim(1);
   const IndexerLossResult result = EmptyResult(context, q_TIJ);
@@ -105,6 +108,7 @@ IndexerLossResult SparseIndexerLossOnCuda(const Context& context, const Tensor& 
       .K = K,
       .ids_TK = ids_TK.data<int32_t>(),
       .target_TK = target_TK.data<float>(),
+      .scores_TK = scores_TK.empty() ? nullptr : scores_TK.data<float>(),
       .target_scale = static_cast<float>(target_scale)};
   const bool tuned = ChooseSparseIndexerLoss(dtype, I, J, K) == IndexerKernel::kTuned;
   if (tuned) CheckTunedAlignment("SparseIndexerLoss", {&q_TIJ, &k_SJ, &w_TI, &dk_SJ});
@@ -115,6 +119,41 @@ IndexerLossResult SparseIndexerLossOnCuda(const Context& context, const Tensor& 
   return result;
 }
 
+// Operands and results of the tuned dense kernels where there are fewer heads than they work on:
+// heads of zeros have products of zero, which add nothing to a score and get no gradient. All empty
+// where nothing is to be added.
+struct PaddedHeads {
+  Tensor q_TIJ, w_TI;
+  IndexerLossResult result;
+};
+
+Tensor FlatRows(const Tensor& tensor) {
+  const int64_t rows = tensor.dim(0);
+  return tensor.Reshaped({rows, rows == 0 ? 0 : tensor.num_elements() / rows});
+}
+
+void CopyColumns(const Context& context, const Tensor& from, const Tensor& to) {
+  const MatrixView source = AsMatrix(FlatRows(from)), target = AsMatrix(FlatRows(to));
+  const int64_t columns = std::min(source.cols, target.cols);
+  CopyView(context, source.Columns(0, columns), target.Columns(0, columns));
+}
+
+PaddedHeads PadHeads(const Context& context, const Tensor& q_TIJ, const Tensor& w_TI,
+                     const DenseTarget& target) {
+  const int64_t T = q_TIJ.dim(0), I = q_TIJ.dim(1), J = q_TIJ.dim(2);
+  const bool needed =
+      I < kTunedDenseHeads &&
+      ChooseDenseIndexerLoss(q_TIJ.dtype(), I, J, target.q_THQ.dim(2)) == IndexerKernel::kTuned;
+  if (!needed || (!OnCuda(context) && !context.dry())) return {};
+  PaddedHeads padded;
+  padded.q_TIJ = context.Zeros(q_TIJ.dtype(), {T, kTunedDenseHeads, J});
+  padded.w_TI = context.Zeros(DType::kF32, {T, kTunedDenseHeads});
+  CopyColumns(context, q_TIJ, padded.q_TIJ);
+  CopyColumns(context, w_TI, padded.w_TI);
+  padded.result = EmptyResult(context, padded.q_TIJ);
+  return padded;
+}
+
 IndexerLossResult DenseIndexerLossOnCuda(const Context& context, const Tensor& q_TIJ,
                                          const Tensor& k_SJ, const Tensor& w_TI,
                                          const DenseTarget& target, const KeyWindows& windows,
@@ -123,18 +162,25 @@ IndexerLossResult DenseIndexerLossOnCuda(const Context& context, const Tensor& q
   const DType dtype = q_TIJ.dtype();
   const int64_t I = q_TIJ.dim(1), J = q_TIJ.dim(2), Q = target.q_THQ.dim(2);
   const IndexerLossResult result = EmptyResult(context, q_TIJ);
+  const PaddedHeads padded = PadHeads(context, q_TIJ, w_TI, target);
+  const bool pads = !padded.q_TIJ.empty();
+  const Tensor& q = pads ? padded.q_TIJ : q_TIJ;
+  const Tensor& w = pads ? padded.w_TI : w_TI;
   const IndexerChunks chunks = PlanDenseIndexerChunks(dtype, q_TIJ.dim(0), k_SJ.dim(0), I, J, Q);
   const IndexerWorkspace workspace = MakeIndexerWorkspace(context, chunks.bytes);
-  const IndexerLossCudaArgs args =
-      LossArgs(kOp, q_TIJ, k_SJ, w_TI, grad_scale, dk_SJ, result, chunks, workspace);
+  const IndexerLossCudaArgs args = LossArgs(kOp, q, k_SJ, w, grad_scale, dk_SJ,
+                                            pads ? padded.result : result, chunks, workspace);
   const DenseTargetCudaArgs of_target = TargetArgs(kOp, target, windows);
   const bool tuned = ChooseDenseIndexerLoss(dtype, I, J, Q) == IndexerKernel::kTuned;
-  if (tuned) CheckTunedAlignment(kOp, {&q_TIJ, &k_SJ, &w_TI, &dk_SJ, &target.q_THQ, &target.k_SHQ});
+  if (tuned) CheckTunedAlignment(kOp, {&q, &k_SJ, &w, &dk_SJ, &target.q_THQ, &target.k_SHQ});
   if constexpr (kHaveCuda) {
     tuned ? DenseIndexerLossTunedCuda(args, of_target, context.stream())
           : DenseIndexerLossCuda(args, of_target, context.stream());
   }
-  return result;
+  if (!pads) return result;
+  CopyColumns(context, padded.result.dq_TIJ, result.dq_TIJ);
+  CopyColumns(context, padded.result.dw_TI, result.dw_TI);
+  return {padded.result.loss_T, result.dq_TIJ, result.dw_TI};
 }
 
 Tensor DenseTargetProbabilitiesOnCuda(const Context& context, const DenseTarget& target,
@@ -173,16 +219,18 @@ SelectionQualityResult SelectionQualityOnCuda(const Context& context, const Tens
 IndexerLossResult SparseIndexerLoss(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
                                     const Tensor& w_TI, const Tensor& ids_TK,
                                     const Tensor& target_TK, double target_scale, double grad_scale,
-                                    const Tensor& dk_SJ) {
+                                    const Tensor& dk_SJ, const Tensor& scores_TK) {
   constexpr const char* kOp = "SparseIndexerLoss";
   CheckIndexer(context, kOp, q_TIJ, k_SJ, w_TI, dk_SJ);
   CheckRank(kOp, "ids_TK", ids_TK, 2);
   CheckTensor(context, kOp, "ids_TK", ids_TK, DType::kI32, {q_TIJ.dim(0), ids_TK.dim(1)});
   CheckStatistics(context, kOp, "target_TK", target_TK, q_TIJ.dtype(), ids_TK.shape());
+  if (!scores_TK.empty())
+    CheckStatistics(context, kOp, "scores_TK", scores_TK, q_TIJ.dtype(), ids_TK.shape());
   if (OnCuda(context)) {
     if constexpr (kHaveCuda) {
       return SparseIndexerLossOnCuda(context, q_TIJ, k_SJ, w_TI, ids_TK, target_TK, target_scale,
-                                     grad_scale, dk_SJ);
+                                     grad_scale, dk_SJ, scores_TK);
     }
     NoCudaKernel(kOp);
   }
@@ -200,7 +248,7 @@ IndexerLossResult SparseIndexerLoss(const Context& context, const Tensor& q_TIJ,
                        q_TIJ.dtype());
   return ForFloatOrDouble(context, kOp, q_TIJ.dtype(), [&](auto zero) {
     return SparseIndexerLossCpu<decltype(zero)>(context, q_TIJ, k_SJ, w_TI, ids_TK, target_TK,
-                                                target_scale, grad_scale, dk_SJ);
+                                                target_scale, grad_scale, dk_SJ, scores_TK);
   });
 }
 
@@ -230,6 +278,7 @@ IndexerLossResult DenseIndexerLoss(const Context& context, const Tensor& q_TIJ, 
     CountWork(context, kOp, 2 * CountPairs(windows) * static_cast<double>(products),
               static_cast<double>(2 * q_TIJ.bytes() + target.q_THQ.bytes()));
   }
+  const PaddedHeads padded = PadHeads(context, q_TIJ, w_TI, target);
   const IndexerWorkspace planned =
       PlannedWorkspace(context,
                        PlanDenseIndexerChunks(q_TIJ.dtype(), q_TIJ.dim(0), k_SJ.dim(0),

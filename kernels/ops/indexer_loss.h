@@ -1,5 +1,5 @@
-// The indexer's KL loss and its whole backward (spec 2.1-2.6), on the selected keys or streamed
-// over all causal keys.
+// The indexer's KL loss and its whole backward (DeepSeek-V3.2 report 2.1.1, eq. 3 and 4), on the
+// selected keys or streamed over all causal keys.
 //
 //   p = target (L1-normalised main attention, summed over all heads),  pi = softmax over the
 //   candidates of I loss[t] = sum_s p (ln p - I + lse_I)            (0 ln 0 = 0; KL of p against
@@ -26,11 +26,12 @@ struct IndexerLossResult {
 };
 
 // Sparse stage. target_TK: head-summed probabilities of sparse_attention.h; target_scale = 1 / (all
-// heads). grad_scale = g (loss weight and normalisation). Adds to dk_SJ.
+// heads). grad_scale = g (loss weight and normalisation). Adds to dk_SJ. scores_TK: I of the ids,
+// like w, where they are at hand (TopkSelect gives them); empty: computed from q, k and w.
 IndexerLossResult SparseIndexerLoss(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
                                     const Tensor& w_TI, const Tensor& ids_TK,
                                     const Tensor& target_TK, double target_scale, double grad_scale,
-                                    const Tensor& dk_SJ);
+                                    const Tensor& dk_SJ, const Tensor& scores_TK = Tensor());
 
 // Dense warm-up: candidates are the whole window of each row, p is recomputed tile by tile from the
 // main attention's q, k and lse. `key_tile` keys at a time: memory is O(T * (heads + key_tile)),

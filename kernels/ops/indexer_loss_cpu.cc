@@ -236,7 +236,8 @@ template <typename T>
 IndexerLossResult SparseIndexerLossCpu(const Context& context, const Tensor& q_TIJ,
                                        const Tensor& k_SJ, const Tensor& w_TI, const Tensor& ids_TK,
                                        const Tensor& target_TK, double target_scale,
-                                       double grad_scale, const Tensor& dk_SJ) {
+                                       double grad_scale, const Tensor& dk_SJ,
+                                       const Tensor& scores_TK) {
   const int64_t num_heads = q_TIJ.dim(1), width = q_TIJ.dim(2), num_slots = ids_TK.dim(1);
   const DType dtype = q_TIJ.dtype();
   IndexerLossResult result = ZeroResult(context, q_TIJ);
@@ -259,7 +260,12 @@ IndexerLossResult SparseIndexerLossCpu(const Context& context, const Tensor& q_T
     const MatrixView b = ScratchMatrix(products, num_heads, size);
     const T* w = w_TI.data<T>() + t * num_heads;
     Matmul(context, q, Transpose::kNo, gathered.rows_NW(), Transpose::kYes, b);
-    WeightedReluSum(products.data<T>(), w, num_heads, size, scores.data());
+    if (scores_TK.empty()) {
+      WeightedReluSum(products.data<T>(), w, num_heads, size, scores.data());
+    } else {
+      for (int64_t n = 0; n < size; ++n)
+        scores[n] = scores_TK.data<T>()[t * num_slots + gathered.slot(n)];
+    }
 
     RunningLogSumExp<T> log_sum_exp;
     double p_sum = 0, loss = 0;
@@ -302,11 +308,12 @@ template void DenseTargetTile<double>(const Context&, const DenseTarget&, const 
                                       int64_t, int64_t, KeyRange, const Tensor&, const Tensor&);
 template IndexerLossResult SparseIndexerLossCpu<float>(const Context&, const Tensor&, const Tensor&,
                                                        const Tensor&, const Tensor&, const Tensor&,
-                                                       double, double, const Tensor&);
+                                                       double, double, const Tensor&,
+                                                       const Tensor&);
 template IndexerLossResult SparseIndexerLossCpu<double>(const Context&, const Tensor&,
                                                         const Tensor&, const Tensor&, const Tensor&,
                                                         const Tensor&, double, double,
-                                                        const Tensor&);
+                                                        const Tensor&, const Tensor&);
 template IndexerLossResult DenseIndexerLossCpu<float>(const Context&, const Tensor&, const Tensor&,
                                                       const Tensor&, const DenseTarget&,
                                                       const KeyWindows&, double, int64_t,

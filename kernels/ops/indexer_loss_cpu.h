@@ -18,7 +18,8 @@ template <typename T>
 IndexerLossResult SparseIndexerLossCpu(const Context& context, const Tensor& q_TIJ,
                                        const Tensor& k_SJ, const Tensor& w_TI, const Tensor& ids_TK,
                                        const Tensor& target_TK, double target_scale,
-                                       double grad_scale, const Tensor& dk_SJ);
+                                       double grad_scale, const Tensor& dk_SJ,
+                                       const Tensor& scores_TK);
 
 template <typename T>
 IndexerLossResult DenseIndexerLossCpu(const Context& context, const Tensor& q_TIJ,

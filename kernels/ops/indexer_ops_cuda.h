@@ -35,7 +35,8 @@ struct TopkSelectCudaArgs {
   const int32_t* end_T = nullptr;
   int32_t* ids_TK = nullptr;
   int32_t* ties_T = nullptr;
-  int32_t* nan_row_1 = nullptr;  // -1: none
+  float* chosen_scores_TK = nullptr;  // null: nobody asks for them
+  int32_t* nan_row_1 = nullptr;       // -1: none
 };
 void TopkSelectCuda(const TopkSelectCudaArgs& args, void* stream);
 
@@ -61,6 +62,7 @@ struct SparseIndexerLossCudaArgs {
   int64_t K = 0;
   const int32_t* ids_TK = nullptr;  // -1: none; distinct in a row
   const float* target_TK = nullptr;
+  const float* scores_TK = nullptr;  // of the ids; null: computed from q, k, w
   float target_scale = 1;
 };
 void SparseIndexerLossCuda(const SparseIndexerLossCudaArgs& args, void* stream);

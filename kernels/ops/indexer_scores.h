@@ -1,4 +1,5 @@
-// Lightning-indexer scores (spec 1.1): I[t, s] = sum_j w[t, j] * relu(q^I[t, j] . k^I[s]).
+// Lightning-indexer scores (DeepSeek-V3.2 report 2.1, eq. 1): I[t, s] = sum_j w[t, j] * relu(q^I[t,
+// j] . k^I[s]).
 //
 // Legend: T query rows, S keys, I index heads, J index_head_dim. w has the folded scale I^-0.5
 // J^-0.5 in it.

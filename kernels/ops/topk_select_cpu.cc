@@ -40,10 +40,13 @@ int32_t SelectRow(const T* scores, KeyRange window, int64_t k, std::vector<T>& s
 
 template <typename T>
 TopkResult TopkSelectCpu(const Context& context, const Tensor& scores_TS, const KeyWindows& windows,
-                         int64_t k) {
+                         int64_t k, ChosenScores chosen) {
   const int64_t num_rows = scores_TS.dim(0), num_keys = scores_TS.dim(1);
   TopkResult result = {context.Empty(DType::kI32, {num_rows, k}),
-                       context.Zeros(DType::kI32, {num_rows}), context.Empty(DType::kI32, {1})};
+                       context.Zeros(DType::kI32, {num_rows}), context.Empty(DType::kI32, {1}),
+                       Tensor()};
+  if (chosen == ChosenScores::kKeep)
+    result.scores_TK = context.Zeros(scores_TS.dtype(), {num_rows, k});
   int32_t& nan_row = *result.nan_row_1.data<int32_t>();
   nan_row = -1;
   if (context.dry()) return result;
@@ -62,12 +65,19 @@ TopkResult TopkSelectCpu(const Context& context, const Tensor& scores_TS, const 
     } else {
       result.ties_T.data<int32_t>()[t] = SelectRow(scores, window, k, scratch, ids);
     }
+    if (chosen == ChosenScores::kKeep) {
+      const int32_t* row = result.ids_TK.data<int32_t>() + t * k;
+      for (int64_t i = 0; i < k && row[i] >= 0; ++i) {
+        result.scores_TK.data<T>()[t * k + i] = scores[row[i]];
+      }
+    }
   }
   return result;
 }
 
-template TopkResult TopkSelectCpu<float>(const Context&, const Tensor&, const KeyWindows&, int64_t);
-template TopkResult TopkSelectCpu<double>(const Context&, const Tensor&, const KeyWindows&,
-                                          int64_t);
+template TopkResult TopkSelectCpu<float>(const Context&, const Tensor&, const KeyWindows&, int64_t,
+                                         ChosenScores);
+template TopkResult TopkSelectCpu<double>(const Context&, const Tensor&, const KeyWindows&, int64_t,
+                                          ChosenScores);
 
 }  // namespace baleen

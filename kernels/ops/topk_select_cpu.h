@@ -8,6 +8,6 @@ namespace baleen {
 
 template <typename T>
 TopkResult TopkSelectCpu(const Context& context, const Tensor& scores_TS, const KeyWindows& windows,
-                         int64_t k);
+                         int64_t k, ChosenScores chosen);
 
 }  // namespace baleen

@@ -69,6 +69,7 @@ void TopkSelectCuda(const TopkSelectCudaArgs& args, void* stream) {
   tuned.topk = static_cast<int>(args.K);
   tuned.ids_TK = args.ids_TK;
   tuned.ties_cut_T = args.ties_T;
+  tuned.chosen_scores_TK = args.chosen_scores_TK;
   tuned.first_nan_row = args.nan_row_1;
   CheckCuda(LaunchTopkSelect(tuned, AsStream(stream)), "top-k");
   NameNanRow<<<1, 1, 0, AsStream(stream)>>>(args.nan_row_1);
@@ -91,6 +92,7 @@ void SparseIndexerLossTunedCuda(const SparseIndexerLossCudaArgs& args, void* str
     tuned.w_TI = indexer.w_TI + first * indexer.I;
     tuned.ids_TK = args.ids_TK + first * args.K;
     tuned.target_TK = args.target_TK + first * args.K;
+    if (args.scores_TK != nullptr) tuned.scores_TK = args.scores_TK + first * args.K;
     tuned.target_scale = args.target_scale;
     tuned.grad_scale = indexer.grad_scale;
     tuned.num_rows = static_cast<int>(std::min(indexer.rows_per_chunk, indexer.T - first));

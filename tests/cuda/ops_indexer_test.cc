@@ -178,6 +178,24 @@ TEST(CudaSparseIndexerLoss, GivesLossAndGradientsOfTheDefinition) {
   }
 }
 
+TEST(CudaSparseIndexerLoss, TakesTheScoresItIsGiven) {
+  for (const IndexerShape& shape : Shapes()) {
+    SCOPED_TRACE(shape.Name());
+    const IndexerCase c(shape);
+    const OnBoth first_dk = FirstDk(shape), scores = RandomOnBoth(kF32, {shape.T, shape.K}, 50);
+    const Outcome gpu = RunLoss(Gpu(), first_dk.gpu, [&](const Tensor& dk) {
+      return SparseIndexerLoss(Gpu(), c.q.gpu, c.k.gpu, c.w.gpu, c.ids.gpu, c.target.gpu, 0.25, 3.0,
+                               dk, scores.gpu);
+    });
+    const Outcome cpu = RunLoss(Cpu(), first_dk.cpu, [&](const Tensor& dk) {
+      return SparseIndexerLoss(Cpu(), c.q.cpu, c.k.cpu, c.w.cpu, c.ids.cpu, c.target.cpu, 0.25, 3.0,
+                               dk, scores.cpu);
+    });
+    ExpectLoss(shape, ChooseSparseIndexerLoss(shape.dtype, shape.I, shape.J, shape.K), shape.K, gpu,
+               cpu, first_dk);
+  }
+}
+
 TEST(CudaDenseIndexerLoss, GivesLossAndGradientsOfTheDefinition) {
   for (const IndexerShape& shape : Shapes()) {
     SCOPED_TRACE(shape.Name());
@@ -266,9 +284,9 @@ TEST(CudaSparseIndexerLoss, DoesNotDependOnTheChunksOfRows) {
     const IndexerChunks whole =
         PlanSparseIndexerChunks(shape.dtype, shape.T, shape.S, shape.I, shape.J, shape.K);
     const IndexerChunks parts =
-        PlanSparseIndexerChunks(shape.dtype, 14, shape.S, shape.I, shape.J, shape.K);
+        PlanSparseIndexerChunks(shape.dtype, 16, shape.S, shape.I, shape.J, shape.K);
     ASSERT_GE(whole.rows, shape.T);
-    ASSERT_EQ(parts.rows, 14);
+    ASSERT_EQ(parts.rows, 16);
     const auto run = [&](const IndexerChunks& chunks) {
       Chunked chunked(shape, c, chunks);
       const SparseIndexerLossCudaArgs args = {.indexer = chunked.args,

@@ -36,8 +36,10 @@ struct Windows {
 
 // Every place where results differ from the definition's on the same fp32 scores.
 void ExpectTheDefinition(const Tensor& scores_f32, const Windows& windows, int64_t k) {
-  const TopkResult cpu = TopkSelect(Cpu(), scores_f32, windows.cpu(), k);
-  const TopkResult gpu = TopkSelect(Gpu(), OnGpu(scores_f32), windows.gpu(), k);
+  const TopkResult cpu = TopkSelect(Cpu(), scores_f32, windows.cpu(), k, ChosenScores::kKeep);
+  const TopkResult gpu =
+      TopkSelect(Gpu(), OnGpu(scores_f32), windows.gpu(), k, ChosenScores::kKeep);
+  ExpectSameBits(gpu.scores_TK, cpu.scores_TK);
   ExpectSameBits(gpu.ids_TK, cpu.ids_TK);
   ExpectSameBits(gpu.ties_T, cpu.ties_T);
   ExpectSameBits(gpu.nan_row_1, cpu.nan_row_1);

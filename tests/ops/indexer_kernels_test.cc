@@ -28,7 +28,8 @@ TEST(ChooseIndexerKernel, TakesTheTensorCoresForPublishedShapesInBF16Only) {
   EXPECT_EQ(ChooseSparseIndexerLoss(kBF16, 32, 128, 2049), general);
   EXPECT_EQ(ChooseSparseIndexerLoss(kF32, 32, 128, 2048), general);
   EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 64, 128, 192), tuned);
-  EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 32, 128, 192), general);
+  EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 32, 128, 192), tuned);  // among heads of zeros
+  EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 65, 128, 192), general);
   EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 64, 128, 256), general);
   EXPECT_EQ(IndexerScoresKernelName(kBF16, 64, 128), "tensor cores");
   EXPECT_EQ(SparseIndexerLossKernelName(kBF16, 64, 128, 2048), "tensor cores");
@@ -62,7 +63,7 @@ TEST(PlanIndexerChunks, TakesNoMoreThanTheRowsNeed) {
   EXPECT_EQ(PlanSparseIndexerChunks(kF32, 17, 100, 4, 32, 8).rows, 17);
   EXPECT_EQ(PlanSparseIndexerChunks(kF32, 17, 100, 4, 32, 8).bytes,
             (4 * 17 * (8 * 5 + 100) + 255) / 256 * 256);
-  EXPECT_EQ(PlanSparseIndexerChunks(kBF16, 17, 100, 64, 128, 8).rows, 18);
+  EXPECT_EQ(PlanSparseIndexerChunks(kBF16, 17, 100, 64, 128, 8).rows, 20);
   EXPECT_EQ(PlanDenseIndexerChunks(kBF16, 17, 100, 64, 128, 192).rows, 256);
   EXPECT_GE(PlanDenseIndexerChunks(kF32, 0, 100, 4, 32, 16).rows, 1);
 }
@@ -106,6 +107,22 @@ TEST(IndexerWorkspace, IsCountedInADryCallOfBF16) {
   EXPECT_GE(sparse, PlanSparseIndexerChunks(kBF16, T, S, I, J, K).bytes);
   EXPECT_GE(dense, PlanDenseIndexerChunks(kBF16, T, S, I, J, 192).bytes);
   EXPECT_LE(sparse, PlanSparseIndexerChunks(kBF16, T, S, I, J, K).bytes + 512);
+}
+
+// The tuned dense kernels get 64 heads, of which 32 are zeros: q, dq, w and dw once more, twice as
+// wide.
+TEST(IndexerWorkspace, CountsHeadsOfZerosInADryCall) {
+  const int64_t T = 512, S = 512, J = 128;
+  const auto peak = [&](int64_t heads) {
+    const Context dry = Context::Dry();
+    DenseIndexerLoss(
+        dry, dry.Empty(kBF16, {T, heads, J}), dry.Empty(kBF16, {S, J}), dry.Empty(kF32, {T, heads}),
+        {dry.Empty(kBF16, {T, 2, 192}), dry.Empty(kBF16, {S, 2, 192}), dry.Empty(kF32, {T, 2}), 1},
+        CausalWindows(dry, T), 1, 64, dry.Empty(kF32, {S, J}));
+    return dry.pool().Total().peak_bytes;
+  };
+  const int64_t of_heads = T * (2 * J * 2 + 2 * 4);  // q and dq in bf16, w and dw in fp32
+  EXPECT_GE(peak(32), peak(64) + 32 * of_heads);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "kernels/ops/indexer_scores.h"
 #include "kernels/ops/sparse_attention.h"
+#include "kernels/ops/topk_select.h"
 #include "tests/ops/attention_oracle.h"
 #include "tests/support/gradient_check.h"
 
@@ -45,7 +46,7 @@ struct OracleLoss {
   std::vector<double> loss_T, dq_TIJ, dw_TI, dk_SJ;
 };
 
-// Spec 2.4, one (t, s, j) at a time. target_TS is p, already divided by the heads.
+// The gradient written out, one (t, s, j) at a time. target_TS is p, already divided by the heads.
 OracleLoss PlainLoss(const Case& c, const KeyLists& keys, const std::vector<double>& target_TS,
                      double grad_scale) {
   const std::vector<double> q = ToDoubles(c.q), k = ToDoubles(c.k), w = ToDoubles(c.w);
@@ -157,6 +158,38 @@ TEST(SparseIndexerLoss, EqualsThePlainLoops) {
           c.context, c.q, c.k, c.w, ids, TensorOf(c.context, dtype, {T, k}, slots), 0.5, 1.5, c.dk);
       ExpectMatches(c, result, PlainLoss(c, ListsOf(ids), p, 1.5));
     }
+  }
+}
+
+// Given scores replace the computed ones in the softmax; the masks stay those of q and k.
+TEST(SparseIndexerLoss, TakesTheScoresThatSelectionGives) {
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    const int64_t T = 40, S = 50, K = 8;
+    const Case c(dtype, T, S);
+    const KeyWindows windows = DocumentWindows(c.context, T, S);
+    const Tensor scores = IndexerScores(c.context, c.q, c.k, c.w, windows);
+    const TopkResult chosen = TopkSelect(c.context, scores, windows, K, ChosenScores::kKeep);
+    const Tensor target = RandomTensor(c.context, dtype, {T, K}, 7);
+    for (int64_t i = 0; i < T * K; ++i) {
+      if (dtype == DType::kF32) target.data<float>()[i] = std::fabs(target.data<float>()[i]);
+      if (dtype == DType::kF64) target.data<double>()[i] = std::fabs(target.data<double>()[i]);
+    }
+    const auto run = [&](const Tensor& scores_TK, const Tensor& dk) {
+      return SparseIndexerLoss(c.context, c.q, c.k, c.w, chosen.ids_TK, target, 0.5, 1.5, dk,
+                               scores_TK);
+    };
+    const auto new_dk = [&] { return c.context.Zeros(dtype, c.k.shape()); };
+    const Tensor dk_computed = new_dk(), dk_given = new_dk(), dk_other = new_dk();
+    const IndexerLossResult computed = run(Tensor(), dk_computed);
+    const IndexerLossResult given = run(chosen.scores_TK, dk_given);
+    EXPECT_EQ(ToDoubles(given.loss_T), ToDoubles(computed.loss_T));
+    EXPECT_EQ(ToDoubles(given.dq_TIJ), ToDoubles(computed.dq_TIJ));
+    EXPECT_EQ(ToDoubles(given.dw_TI), ToDoubles(computed.dw_TI));
+    EXPECT_EQ(ToDoubles(dk_given), ToDoubles(dk_computed));
+    // Other scores must be seen.
+    const IndexerLossResult other = run(c.context.Zeros(dtype, {T, K}), dk_other);
+    EXPECT_GT(RelativeError(ToDoubles(other.loss_T), ToDoubles(computed.loss_T)), 1e-3);
+    EXPECT_GT(RelativeError(ToDoubles(dk_other), ToDoubles(dk_computed)), 1e-3);
   }
 }
 

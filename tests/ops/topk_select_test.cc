@@ -39,8 +39,9 @@ std::vector<int32_t> SortedOracle(const double* scores, int64_t begin, int64_t e
 
 void ExpectSorted(const Context& context, const Tensor& scores_TS, const KeyWindows& windows,
                   int64_t k) {
-  const TopkResult result = TopkSelect(context, scores_TS, windows, k);
-  const std::vector<double> scores = ToDoubles(scores_TS);
+  EXPECT_TRUE(TopkSelect(context, scores_TS, windows, k).scores_TK.empty());
+  const TopkResult result = TopkSelect(context, scores_TS, windows, k, ChosenScores::kKeep);
+  const std::vector<double> scores = ToDoubles(scores_TS), chosen = ToDoubles(result.scores_TK);
   const std::vector<int32_t> ids = Ints(result.ids_TK), ties = Ints(result.ties_T);
   ASSERT_EQ(result.ids_TK.shape(), (Shape{scores_TS.dim(0), k}));
   for (int64_t t = 0; t < scores_TS.dim(0); ++t) {
@@ -50,6 +51,9 @@ void ExpectSorted(const Context& context, const Tensor& scores_TS, const KeyWind
                      windows.end_T.data<int32_t>()[t], k, &expected_ties);
     EXPECT_EQ(std::vector<int32_t>(&ids[t * k], &ids[t * k] + k), expected) << "row " << t;
     EXPECT_EQ(ties[t], expected_ties) << "row " << t;
+    for (int64_t i = t * k; i < (t + 1) * k; ++i) {
+      EXPECT_EQ(chosen[i], ids[i] < 0 ? 0 : scores[t * scores_TS.dim(1) + ids[i]]) << "row " << t;
+    }
   }
   EXPECT_EQ(Ints(result.nan_row_1)[0], -1);
 }

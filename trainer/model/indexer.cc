@@ -82,8 +82,8 @@ void Indexer::GatherIndexKeys(const ModelContext& model, const Batch& batch, Sav
   saved.k_TJ = GatherKeys(model, batch, label_ + " keys", saved.k_RJ);
 }
 
-TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
-                           const Saved& saved) const {
+TopkResult Indexer::Select(const ModelContext& model, const Batch& batch, const Saved& saved,
+                           ChosenScores chosen) const {
   const Context& context = model.context;
   const int64_t rows = saved.q_RIJ.dim(0);
   const int64_t topk = model.config.index_topk;
@@ -92,28 +92,32 @@ TopkResult Indexer::Select(const ModelContext& model, const Batch& batch,
   result.ties_T = context.Empty(DType::kI32, {rows});
   result.nan_row_1 = context.Empty(DType::kI32, {1});
   FillInt(context, result.nan_row_1, -1);
+  if (chosen == ChosenScores::kKeep)
+    result.scores_TK = context.Empty(saved.w_RI.dtype(), {rows, topk});
   for (int64_t begin = 0; begin < rows; begin += model.options.query_chunk) {
     const int64_t end = std::min(rows, begin + model.options.query_chunk);
     const KeyWindows windows = batch.windows_R.Rows(begin, end);
     const Tensor scores = IndexerScores(context, saved.q_RIJ.Rows(begin, end), saved.k_TJ,
                                         saved.w_RI.Rows(begin, end), windows);
-    const TopkResult chunk = TopkSelect(context, scores, windows, topk);
+    const TopkResult chunk = TopkSelect(context, scores, windows, topk, chosen);
     Copy(context, chunk.ids_TK, result.ids_TK.Rows(begin, end));
     Copy(context, chunk.ties_T, result.ties_T.Rows(begin, end));
+    if (chosen == ChosenScores::kKeep)
+      Copy(context, chunk.scores_TK, result.scores_TK.Rows(begin, end));
     KeepFirstNanRow(context, chunk.nan_row_1, begin, result.nan_row_1);
   }
   return result;
 }
 
 Tensor Indexer::SparseLossBackward(const ModelContext& model, const Batch& batch,
-                                   const Tensor& ids_RK, const Tensor& target_RK, double grad_scale,
-                                   Saved& saved) const {
+                                   const Tensor& ids_RK, const Tensor& scores_RK,
+                                   const Tensor& target_RK, double grad_scale, Saved& saved) const {
   if (saved.k_TJ.empty()) GatherIndexKeys(model, batch, saved);
   const Tensor dk_TJ = model.context.Zeros(StatisticsOf(saved.k_TJ.dtype()), saved.k_TJ.shape());
   const double target_scale = 1.0 / static_cast<double>(model.config.num_attention_heads);
   const IndexerLossResult loss =
       SparseIndexerLoss(model.context, saved.q_RIJ, saved.k_TJ, saved.w_RI, ids_RK, target_RK,
-                        target_scale, grad_scale, dk_TJ);
+                        target_scale, grad_scale, dk_TJ, scores_RK);
   BackwardWeight(model, batch, loss, dk_TJ, saved);
   return loss.loss_T;
 }

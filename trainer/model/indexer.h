@@ -1,6 +1,7 @@
-// The lightning indexer of one block (spec 1.2-1.6): scores every key for every query, keeps the
-// best K, and learns from the main attention by KL. Its inputs are constants to it (stop-gradient
-// at x and qr): it has no input gradient, and the whole backward belongs to the weight phase.
+// The lightning indexer of one block (DeepSeek-V3.2 report 2.1): scores every key for every query,
+// keeps the best K, and learns from the main attention by KL. Its inputs are constants to it
+// (stop-gradient at x and qr): it has no input gradient, and the whole backward belongs to the
+// weight phase.
 //
 //   q^I = fp8(hadamard(rope(W_qb qr)))   k^I = fp8(hadamard(rope(layernorm(W_k x))))   w = c_I W_w
 //   x I[t, s] = sum_j w[t, j] relu(q^I[t, j] . k^I[s]);   ids = top-k of I;   loss = KL(target ||
@@ -30,13 +31,15 @@ class Indexer {
 
   void Forward(const ModelContext& model, const Batch& batch, const Tensor& x_RD,
                const Tensor& qr_R, Saved& saved) const;
-  // The selected keys of every row, in chunks of query rows.
-  TopkResult Select(const ModelContext& model, const Batch& batch, const Saved& saved) const;
+  // The selected keys of every row, in chunks of query rows, and if asked for their scores.
+  TopkResult Select(const ModelContext& model, const Batch& batch, const Saved& saved,
+                    ChosenScores chosen) const;
 
   // Loss per row [R] and all gradients; grad_scale is the weight of a row's KL in the step's loss.
-  // target_RK: probabilities summed over all heads of the model.
+  // target_RK: probabilities summed over all heads of the model. scores_RK: of the ids, or empty.
   Tensor SparseLossBackward(const ModelContext& model, const Batch& batch, const Tensor& ids_RK,
-                            const Tensor& target_RK, double grad_scale, Saved& saved) const;
+                            const Tensor& scores_RK, const Tensor& target_RK, double grad_scale,
+                            Saved& saved) const;
   // The rows of `targets` in consecutive chunks (all own rows together); each holds all heads.
   Tensor DenseLossBackward(const ModelContext& model, const Batch& batch,
                            const std::vector<DenseTarget>& targets, double grad_scale,
