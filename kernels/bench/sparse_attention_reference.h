@@ -1,4 +1,4 @@
-// The definition of sparse attention and its backward (spec 1.7, 2.5) in double on the CPU, for the
+// The definition of sparse attention and its backward in double on the CPU, for the
 // checks of the benches. Queries are spread over threads; nothing else is done for speed.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Sparse attention in the absorbed MQA form (spec 1.7, 2.5): every head attends to the same K
+// Sparse attention in the absorbed MQA form: every head attends to the same K
 // latent rows.
 //
 //   S = scale * q~_{t,h}.c~_s,  P = softmax over s in ids[t],  o~ = sum_s P c~_s[:V],  lse natural

@@ -1,4 +1,4 @@
-// Backward of sparse MQA attention on Hopper (spec 2.5), with the KL target as a by-product.
+// Backward of sparse MQA attention on Hopper, with the KL target as a by-product.
 //
 // A thread block takes one query and one tile of 64 heads and walks over the query's keys in blocks
 // of 64. A block costs, in steps of m64 x n64 x k16: S 36, dP 32, dq 36, dkv 68 = 5504 cycles.

@@ -1,4 +1,4 @@
-// Backward of sparse attention in the absorbed MQA form on sm_90a (spec 2.5): structs of device
+// Backward of sparse attention in the absorbed MQA form on sm_90a: structs of device
 // pointers and a launch function; contracts are checked by the caller.
 //
 // Legend: T query rows, S keys, H heads, K selected keys a row, C = 576 (512 latent + 64 rope),

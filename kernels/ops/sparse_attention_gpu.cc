@@ -9,6 +9,7 @@
 #include "kernels/ops/sparse_attention_backward_cuda.h"
 #include "kernels/ops/sparse_attention_forward_cuda.h"
 #include "kernels/ops/sparse_attention_general_cuda.h"
+#include "kernels/ops/sparse_attention_packs_cuda.h"
 #include "kernels/ops/sparse_attention_padding_cuda.h"
 #include "kernels/ops/stable_sort_cuda.h"
 
@@ -44,6 +45,13 @@ int64_t PaddedSlots(const Tensor& ids_TK) {
   return (ids_TK.dim(1) + kListStep - 1) / kListStep * kListStep;
 }
 
+// Empty where the lists are as the kernels take them.
+Tensor PaddedIdsScratch(const Context& context, const Tensor& ids_TK) {
+  const int64_t padded = PaddedSlots(ids_TK);
+  if (padded == ids_TK.dim(1)) return {};
+  return Scratch(context, DType::kI32, {ids_TK.dim(0), padded});
+}
+
 int ToInt(const char* name, int64_t value) {
   CHECK_LE(value, std::numeric_limits<int>::max()) << kOp << ": " << name;
   return static_cast<int>(value);
@@ -77,6 +85,26 @@ const int32_t* PaddedIds(const Context& context, const Tensor& ids_TK,
   return scratch.ids_TP.data<int32_t>();
 }
 
+// The unions of the lists of neighbouring queries.
+SparseAttentionPacks PacksOf(const Tensor& q_THC, const Tensor& ids_TK) {
+  SparseAttentionPacks packs;
+  packs.num_tokens = ToInt("rows", q_THC.dim(0));
+  packs.num_selected = ToInt("slots", ids_TK.dim(1));
+  packs.queries = SparseAttentionQueriesAPack(q_THC.dim(0), q_THC.dim(1));
+  return packs;
+}
+SparseAttentionPacks PackLists(const Context& context, const Tensor& q_THC, const Tensor& kv_SC,
+                               const Tensor& ids_TK, const SparseAttentionScratch& scratch) {
+  SparseAttentionPacks packs = PacksOf(q_THC, ids_TK);
+  CHECK_LE(kv_SC.dim(0), int64_t{1} << kPackedKeyBits) << kOp << ": keys";
+  packs.num_keys = static_cast<int>(kv_SC.dim(0));
+  packs.ids_TK = ids_TK.data<int32_t>();
+  packs.entries_IU = reinterpret_cast<uint32_t*>(scratch.entries_IU.data<int32_t>());
+  packs.counts_I = scratch.counts_I.data<int32_t>();
+  if constexpr (kHaveCuda) LaunchPackSelectedKeys(packs, context.stream());
+  return packs;
+}
+
 void RunForwardOnTensorCores(const Context& context, const Tensor& q_THC, const Tensor& kv_SC,
                              const Tensor& ids_TK, double scale,
                              const SparseAttentionResult& result) {
@@ -86,16 +114,25 @@ void RunForwardOnTensorCores(const Context& context, const Tensor& q_THC, const 
     const SparseAttentionScratch scratch =
         MakeSparseAttentionScratch(context, q_THC, ids_TK, result.o_THV.dim(2));
     const SparseAttentionBackwardShape shape = ShapeOf(q_THC, kv_SC, ids_TK);
-    LaunchSparseAttentionForward({.q_THC = q_THC.raw(),
-                                  .kv_SC = kv_SC.raw(),
-                                  .ids_TK = PaddedIds(context, ids_TK, scratch),
-                                  .o_THV = result.o_THV.raw(),
-                                  .lse_TH = result.lse_TH.data<float>(),
-                                  .num_tokens = shape.num_tokens,
-                                  .num_heads = shape.num_heads,
-                                  .num_selected = shape.num_selected,
-                                  .scale = static_cast<float>(scale)},
-                                 context.stream());
+    SparseAttentionForwardArgs args;
+    args.q_THC = q_THC.raw();
+    args.kv_SC = kv_SC.raw();
+    args.o_THV = result.o_THV.raw();
+    args.lse_TH = result.lse_TH.data<float>();
+    args.num_tokens = shape.num_tokens;
+    args.num_heads = shape.num_heads;
+    args.scale = static_cast<float>(scale);
+    if (scratch.entries_IU.empty()) {
+      args.ids_TK = PaddedIds(context, ids_TK, scratch);
+      args.num_selected = shape.num_selected;
+    } else {
+      const SparseAttentionPacks packs = PackLists(context, q_THC, kv_SC, ids_TK, scratch);
+      args.ids_TK = scratch.entries_IU.data<int32_t>();
+      args.num_selected = packs.Width();
+      args.queries_a_pack = packs.queries;
+      args.counts_I = packs.counts_I;
+    }
+    LaunchSparseAttentionForward(args, context.stream());
   }
 }
 
@@ -197,18 +234,23 @@ SparseAttentionScratch MakeSparseAttentionScratch(const Context& context, const 
   SparseAttentionScratch scratch;
   if (!OnCuda(context) && !PlansCuda(context, q_THC)) return scratch;
   if (!OnTensorCores(q_THC, ids_TK, value_dim)) return scratch;
-  const int64_t padded = PaddedSlots(ids_TK);
-  if (padded == ids_TK.dim(1)) return scratch;
-  scratch.ids_TP = Scratch(context, DType::kI32, {ids_TK.dim(0), padded});
+  const SparseAttentionPacks packs = PacksOf(q_THC, ids_TK);
+  if (packs.queries == 1) {
+    scratch.ids_TP = PaddedIdsScratch(context, ids_TK);
+    return scratch;
+  }
+  scratch.entries_IU = Scratch(context, DType::kI32, {packs.NumPacks(), packs.Width()});
+  scratch.counts_I = Scratch(context, DType::kI32, {packs.NumPacks()});
   return scratch;
 }
 
 SparseAttentionScratch MakeSparseAttentionBackwardScratch(const Context& context,
                                                           const Tensor& q_THC, const Tensor& kv_SC,
                                                           const Tensor& ids_TK, int64_t value_dim) {
-  SparseAttentionScratch scratch = MakeSparseAttentionScratch(context, q_THC, ids_TK, value_dim);
+  SparseAttentionScratch scratch;
   if (!OnCuda(context) && !PlansCuda(context, q_THC)) return scratch;
   if (OnTensorCores(q_THC, ids_TK, value_dim)) {
+    scratch.ids_TP = PaddedIdsScratch(context, ids_TK);
     const SparseAttentionBackwardShape shape = ShapeOf(q_THC, kv_SC, ids_TK);
     const size_t bytes = SparseAttentionBackwardWorkspace(
         shape, PlanSparseAttentionBackward(shape, kBackwardBudget));

@@ -6,16 +6,18 @@
 
 namespace baleen {
 
-// bf16, C = 576, V = 512, 1..128 heads (padded to 64 or 128), K of 1..2048 (padded to 64s).
+// bf16, C = 576, V = 512, 1..128 heads (padded to 64 or 128; the forward packs queries of up to 32
+// heads), K of 1..2048 (padded to 64s).
 bool SparseAttentionOnTensorCores(DType dtype, int64_t num_heads, int64_t width, int64_t value_dim,
                                   int64_t num_selected);
 
 // What a call holds beside its operands and results, under a use of its own. A dry bf16 call takes
 // it too (but for the general kernels' few counters), so that a plan knows it.
 struct SparseAttentionScratch {
-  Tensor ids_TP;     // lists padded to a multiple of 64; empty: K is one
-  Tensor target_TP;  // likewise
-  Tensor workspace;  // the backward's on tensor cores
+  Tensor ids_TP;                // lists padded to a multiple of 64; empty: K is one
+  Tensor target_TP;             // likewise
+  Tensor entries_IU, counts_I;  // of the forward's packs of queries; empty: none
+  Tensor workspace;             // the backward's on tensor cores
   // The backward's of the general kernels (sparse_attention_general_cuda.h).
   Tensor contributions, sorted_keys, sorted_slots, offsets, sort_workspace;
 };

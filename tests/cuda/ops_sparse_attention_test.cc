@@ -20,6 +20,7 @@
 #include <random>
 
 #include "kernels/ops/sparse_attention.h"
+#include "kernels/ops/sparse_attention_packs_cuda.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {
@@ -216,6 +217,35 @@ TEST(CudaSparseAttention, OnTensorCoresGivesTheDefinition) {
   }
 }
 
+// Enough queries that those of few heads share the rows of the matrix unit, four or two at a time;
+// the last pack is not full.
+TEST(CudaSparseAttention, PackedQueriesGiveTheDefinition) {
+  for (const Shape5& s : {Shape5{1057, 60, 3, 576, 512, 50},
+                          {1059, 200, 16, 576, 512, 30},
+                          {531, 300, 32, 576, 512, 64},
+                          {530, 40, 21, 576, 512, 33}}) {
+    const Operands x(DType::kBF16, s);
+    ASSERT_TRUE(x.on_tensor_cores);
+    ASSERT_GT(SparseAttentionQueriesAPack(s.T, s.H), 1);
+    ExpectTheDefinition(DType::kBF16, x);
+  }
+}
+
+// A query gives the same within rounding alone and among its neighbours.
+TEST(CudaSparseAttention, PackedQueriesAgreeWithSingleOnes) {
+  const Operands x(DType::kBF16, {1060, 3000, 16, 576, 512, 2048});
+  const SparseAttentionResult packed = x.Forward();
+  for (int64_t begin = 0; begin < x.shape.T; begin += 265) {
+    const int64_t end = begin + 265;
+    ASSERT_EQ(SparseAttentionQueriesAPack(265, 16), 1);
+    const SparseAttentionResult alone = SparseAttention(
+        Gpu(), x.q.gpu.Rows(begin, end), x.kv.gpu, x.ids.gpu.Rows(begin, end), x.shape.V, x.scale);
+    ExpectWithin("o", packed.o_THV.Rows(begin, end), OnHost(alone.o_THV),
+                 2 * (2 * kBf16 + Fp32Error(x.shape, x.shape.K)));
+    ExpectLse(x, packed.lse_TH.Rows(begin, end), OnHost(alone.lse_TH));
+  }
+}
+
 // Chunks of 288 queries for two tiles of heads: the sums of the first run beside the second.
 TEST(CudaSparseAttention, OnTensorCoresAddsUpChunkAfterChunk) {
   const Operands x(DType::kBF16, {330, 40, 66, 576, 512, 64});
@@ -286,6 +316,7 @@ TEST(CudaSparseAttention, TheSameInputsGiveTheSameBits) {
   for (const DType dtype : kGpuDtypes) {
     for (const Shape5& s : {Shape5{300, 500, 66, 576, 512, 256},
                             {100, 300, 32, 576, 512, 100},
+                            {1057, 300, 16, 576, 512, 128},
                             {300, 400, 4, 256, 128, 64}}) {
       SCOPED_TRACE(::testing::Message() << dtype << " " << s);
       const Operands x(dtype, s);

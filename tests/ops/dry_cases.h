@@ -163,8 +163,8 @@ inline std::vector<OpCase> AttentionCases() {
        [](const Context& c, DType d) -> Call {
          return [&c, scores = Sums(c, d, {kT, kS}),
                  windows = CausalWindows(c, kT)]() -> std::vector<Tensor> {
-           const TopkResult r = TopkSelect(c, scores, windows, kK);
-           return {r.ids_TK, r.ties_T, r.nan_row_1};
+           const TopkResult r = TopkSelect(c, scores, windows, kK, ChosenScores::kKeep);
+           return {r.ids_TK, r.ties_T, r.nan_row_1, r.scores_TK};
          };
        }},
       {"SparseIndexerLoss",

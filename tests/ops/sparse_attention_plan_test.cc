@@ -5,6 +5,7 @@
 #include "kernels/ops/sparse_attention.h"
 #include "kernels/ops/sparse_attention_backward_plan_cuda.h"
 #include "kernels/ops/sparse_attention_general_cuda.h"
+#include "kernels/ops/sparse_attention_packs_cuda.h"
 
 namespace baleen {
 namespace {
@@ -104,6 +105,49 @@ TEST(SparseAttentionKernelName, SaysWhichShapesRunOnTensorCores) {
   EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 129, 576, 512, 2048), general);
   EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 128, 576, 512, 2049), general);
   EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 128, 576, 448, 2048), general);
+}
+
+TEST(SparseAttentionQueriesAPack, FillsTheRowsWithNeighboursWhereThereAreEnough) {
+  EXPECT_EQ(SparseAttentionQueriesAPack(4096, 1), 4);
+  EXPECT_EQ(SparseAttentionQueriesAPack(4096, 16), 4);
+  EXPECT_EQ(SparseAttentionQueriesAPack(4096, 17), 2);
+  EXPECT_EQ(SparseAttentionQueriesAPack(4096, 32), 2);
+  EXPECT_EQ(SparseAttentionQueriesAPack(4096, 33), 1);
+  EXPECT_EQ(SparseAttentionQueriesAPack(4096, 128), 1);
+  // Each of 132 multiprocessors has two packs at least.
+  EXPECT_EQ(SparseAttentionQueriesAPack(1056, 16), 4);
+  EXPECT_EQ(SparseAttentionQueriesAPack(1055, 16), 2);
+  EXPECT_EQ(SparseAttentionQueriesAPack(527, 16), 1);
+  EXPECT_EQ(SparseAttentionQueriesAPack(0, 16), 1);
+}
+
+TEST(SparseAttentionPacks, CountsTheLastPackAndRoundsTheUnionUp) {
+  SparseAttentionPacks packs;
+  packs.num_tokens = 1057;
+  packs.num_selected = 50;
+  packs.queries = 4;
+  EXPECT_EQ(packs.NumPacks(), 265);
+  EXPECT_EQ(packs.Width(), 256);
+  packs.queries = 2;
+  EXPECT_EQ(packs.NumPacks(), 529);
+  EXPECT_EQ(packs.Width(), 128);
+}
+
+// Peak bytes of the kernels' workspaces in a dry forward.
+int64_t DryForwardWorkspaces(int64_t T, int64_t H, int64_t K) {
+  const Context dry = Context::Dry();
+  SparseAttention(dry, dry.Empty(DType::kBF16, {T, H, 576}), dry.Empty(DType::kBF16, {9, 576}),
+                  dry.Empty(DType::kI32, {T, K}), 512, 1.0);
+  const auto uses = dry.pool().Uses();
+  const auto found = uses.find("kernel workspaces");
+  return found == uses.end() ? 0 : found->second.peak_bytes;
+}
+
+TEST(DrySparseAttention, TakesTheListsOfPacksOrPaddedOnes) {
+  EXPECT_EQ(DryForwardWorkspaces(4096, 64, 2048), 0);
+  EXPECT_EQ(DryForwardWorkspaces(4096, 64, 50), 4096 * 64 * 4);
+  EXPECT_EQ(DryForwardWorkspaces(4096, 16, 2048), 4096 * 2048 * 4 + 1024 * 4);
+  EXPECT_EQ(DryForwardWorkspaces(4096, 32, 50), 2048 * 128 * 4 + 2048 * 4);
 }
 
 // Peak bytes of the kernels' workspaces in a dry backward.

@@ -196,7 +196,7 @@ TEST(SparseAttention, ARowHasTheSameBitsInEveryChunkOfRows) {
   }
 }
 
-// y[.., i] = sum_j w[i, j] x[.., j] for one head's w; the plain product of spec 1.7.
+// y[.., i] = sum_j w[i, j] x[.., j] for one head's w; the absorbed product.
 void AddProduct(const double* w, int64_t rows, int64_t cols, const double* x, double* y) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) y[i] += w[i * cols + j] * x[j];

@@ -33,9 +33,10 @@ TEST(PlanIndexerScores, NeverStartsMoreBlocksThanTilesOrMultiprocessors) {
   }
 }
 
-TEST(PlanIndexerBackward, TakesRowsInPairs) {
+TEST(PlanIndexerBackward, TakesRowsInGroupsOfFour) {
   EXPECT_EQ(PlanIndexerBackward(1, kSms).gradient_blocks, 1);
-  EXPECT_EQ(PlanIndexerBackward(3, kSms).gradient_blocks, 2);
+  EXPECT_EQ(PlanIndexerBackward(4, kSms).gradient_blocks, 1);
+  EXPECT_EQ(PlanIndexerBackward(5, kSms).gradient_blocks, 2);
   EXPECT_EQ(PlanIndexerBackward(4096, kSms).gradient_blocks, kSms);
   EXPECT_LE(PlanIndexerBackward(4096, kSms).gradient_shared_bytes, kSharedLimit);
 }

@@ -1,0 +1,125 @@
+// The order of work in a launch of the sparse attention backward: nothing is forgotten or done
+// twice, nothing waits for what starts later, and so thread blocks on any number of places end.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/ops/sparse_attention_backward_schedule_cuda.h"
+
+namespace baleen {
+namespace {
+
+constexpr int kRing = SparseBackwardSchedule::kRing;
+
+// Of a launch with 1 or 2 tiles: 8 or 16 queries a sum, a lag of up to a chunk.
+void ForEachSchedule(const std::function<void(const SparseBackwardSchedule&)>& check) {
+  for (const int queries : {1, 31, 32, 33, 257, 300, 1000}) {
+    for (const int chunk : {32, 64, 256}) {
+      for (const int a_sum : {8, 16}) {
+        for (const int lag : {0, 7, 32}) {
+          SCOPED_TRACE(std::to_string(queries) + " queries, chunks of " + std::to_string(chunk) +
+                       ", " + std::to_string(a_sum) + " a sum, lag " + std::to_string(lag));
+          check({queries, chunk, a_sum, lag});
+        }
+      }
+    }
+  }
+}
+
+// The place of each query and of each sum in the order; -1 = it never comes.
+struct Places {
+  std::vector<int> query, sum;
+};
+
+Places PlacesOf(const SparseBackwardSchedule& schedule) {
+  Places places;
+  places.query.assign(schedule.num_queries, -1);
+  places.sum.assign(schedule.NumChunks() * schedule.SumsAChunk(), -1);
+  for (int i = 0; i < schedule.NumItems(); ++i) {
+    const SparseBackwardItem item = schedule.Item(i);
+    std::vector<int>& at = item.is_sum ? places.sum : places.query;
+    if (item.index < 0 || item.index >= static_cast<int>(at.size())) {
+      ADD_FAILURE() << "item " << i << " is the " << item.index << "th of " << at.size();
+      continue;
+    }
+    EXPECT_EQ(at[item.index], -1) << "item " << i << " comes twice";
+    at[item.index] = i;
+  }
+  return places;
+}
+
+TEST(SparseBackwardSchedule, HasEachQueryAndEachSumOnce) {
+  ForEachSchedule([](const SparseBackwardSchedule& schedule) {
+    const Places places = PlacesOf(schedule);
+    EXPECT_EQ(std::count(places.query.begin(), places.query.end(), -1), 0);
+    EXPECT_EQ(std::count(places.sum.begin(), places.sum.end(), -1), 0);
+  });
+}
+
+TEST(SparseBackwardSchedule, WaitsForEarlierItemsOnly) {
+  ForEachSchedule([](const SparseBackwardSchedule& schedule) {
+    const Places places = PlacesOf(schedule);
+    const int sums = schedule.SumsAChunk();
+    const auto last_sum = [&](int chunk) {
+      return *std::max_element(places.sum.begin() + chunk * sums,
+                               places.sum.begin() + (chunk + 1) * sums);
+    };
+    for (int t = 0; t < schedule.num_queries; ++t) {
+      const int reused = t / schedule.chunk - kRing;
+      if (reused >= 0) EXPECT_LT(last_sum(reused), places.query[t]) << "query " << t;
+    }
+    for (int x = 0; x < static_cast<int>(places.sum.size()); ++x) {
+      const int chunk = x / sums;
+      const int last = chunk * schedule.chunk + schedule.QueriesOfChunk(chunk) - 1;
+      EXPECT_LT(places.query[last], places.sum[x]) << "sum " << x;
+      if (chunk > 0) EXPECT_LT(last_sum(chunk - 1), places.sum[x]) << "sum " << x;
+    }
+  });
+}
+
+// Thread blocks take places in the order of the items; each ends, in random order, once what it
+// waits for has ended.
+bool Ends(const SparseBackwardSchedule& schedule, int num_places, uint32_t seed) {
+  std::minstd_rand random(seed);
+  std::vector<int> written(schedule.NumChunks()), summed(schedule.NumChunks()), running;
+  const auto may_end = [&](const SparseBackwardItem& item) {
+    if (!item.is_sum) {
+      const int reused = item.index / schedule.chunk - kRing;
+      return reused < 0 || summed[reused] == schedule.SumsAChunk();
+    }
+    const int chunk = item.index / schedule.SumsAChunk();
+    return written[chunk] == schedule.QueriesOfChunk(chunk) &&
+           (chunk == 0 || summed[chunk - 1] == schedule.SumsAChunk());
+  };
+  int next = 0;
+  while (next < schedule.NumItems() || !running.empty()) {
+    while (static_cast<int>(running.size()) < num_places && next < schedule.NumItems()) {
+      running.push_back(next++);
+    }
+    std::shuffle(running.begin(), running.end(), random);
+    const auto ended = std::find_if(running.begin(), running.end(),
+                                    [&](int i) { return may_end(schedule.Item(i)); });
+    if (ended == running.end()) return false;
+    const SparseBackwardItem item = schedule.Item(*ended);
+    ++(item.is_sum ? summed[item.index / schedule.SumsAChunk()]
+                   : written[item.index / schedule.chunk]);
+    running.erase(ended);
+  }
+  return true;
+}
+
+TEST(SparseBackwardSchedule, EndsOnAnyNumberOfPlaces) {
+  uint32_t seed = 1;
+  ForEachSchedule([&](const SparseBackwardSchedule& schedule) {
+    for (const int places : {1, 5, 132}) {
+      EXPECT_TRUE(Ends(schedule, places, ++seed)) << places << " places";
+    }
+  });
+}
+
+}  // namespace
+}  // namespace baleen
