@@ -105,6 +105,7 @@ chosen at random or the last ones (what the indexer is worth); loss by position;
 const char kBenchHelp[] =
     R"(  baleen bench step configs/run/proxy_8k.yaml --stage sparse --ids near --json step.json
   mpirun -n 2 baleen bench layer configs/run/proxy_8k.yaml --block dense parallelism.tensor=2
+  baleen bench ops configs/run/proxy_8k.yaml --ops 'sparse_attention.*' --tokens 8Ki,32Ki --heads 128,64
 
 How fast the stages of a run file are here, and where the time goes: step time, tokens/s, MFU, share of the matmul measured
 in the same call, peak memory by use, time of each phase and, on GPUs, of each kind of kernel (by CUPTI) and of the gaps;
@@ -112,6 +113,8 @@ beside it what `baleen plan` says. Random weights and tokens; no checkpoint and 
 
 step    whole optimizer steps, as baleen train takes them
 layer   one block, forward and backward, phase by phase, without embedding, head and optimizer
+ops     each op alone, at the sizes of one rank of the run file's layout: time, FLOP/s and bytes/s as shares of the matmul
+        and of the copy measured in the same call; on GPUs beside published figures and goals. One process, no mpirun
 
   --stage A,B      only these stages (default: all)
   --block KIND     of layer: moe (default) or dense
@@ -119,10 +122,18 @@ layer   one block, forward and backward, phase by phase, without embedding, head
                    most, as a trained indexer has it), random; each of the list is measured
   --steps N        timed, the median counts (default 5)
   --warmup N       before them (default 2)
-  --json FILE      all figures
+  --json FILE      all figures (ops too)
   --trace FILE     a timeline of the last measurement for chrome://tracing or Perfetto
-  --no-trace       without kernel times
+  --no-trace       without kernel times (ops: without their names)
   KEY=VALUE        overrides of the run file: data.seq_length=64Ki, recompute=full
+
+of ops alone (beside --json, --no-trace and --steps, default 10):
+  --ops A,B        patterns of names (default '*')
+  --ids LIST       near and random (default both)
+  --heads LIST     of attention (default: a rank's)
+  --tokens LIST    keys of attention and indexer (default: data.seq_length)
+  --rows N         query rows of a call (default 4Ki; dense forms take whole sequences up to 32Ki)
+  --stage NAME     whose sizes are taken (default: the last)
 )";
 
 const char kReportHelp[] = R"(  baleen report runs/tiny

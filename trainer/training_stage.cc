@@ -59,6 +59,8 @@ absl::Status CheckCuda(const StageConfig& stage, const std::string& where) {
   return absl::OkStatus();
 }
 
+}  // namespace
+
 absl::Status CheckBackend(const StageConfig& stage, DeviceKind device) {
   const std::string where = absl::StrCat("stage '", stage.name, "': ");
   RETURN_IF_ERROR(device == DeviceKind::kCuda ? CheckCuda(stage, where) : CheckCpu(stage, where));
@@ -73,8 +75,6 @@ absl::Status CheckBackend(const StageConfig& stage, DeviceKind device) {
   }
   return absl::OkStatus();
 }
-
-}  // namespace
 
 RopeTable MakeModelRope(const Context& context, const ModelConfig& config, DType dtype,
                         int64_t positions) {

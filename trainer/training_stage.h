@@ -96,6 +96,9 @@ class TrainingStage {
   std::optional<Loader> validation_data_;
 };
 
+// ConfigError: a key of the stage asks for what the device cannot do.
+absl::Status CheckBackend(const StageConfig& stage, DeviceKind device);
+
 // Tables for RoPE up to `positions`, in the stage's dtype.
 RopeTable MakeModelRope(const Context& context, const ModelConfig& config, DType dtype,
                         int64_t positions);

@@ -78,10 +78,44 @@ class Bench(harness.Case):
                              "parallelism.context=2", ranks=2)
         self.assertEqual([r["ranks"] for r in figures["results"]], [2])
 
+    def test_ops_are_timed_beside_the_ceilings(self):
+        before = tree(self.base)
+        figures = self.bench("ops", "bench.yaml", "--steps", "2", "--ops", "sparse_attention.*,gemm.o.*,adamw",
+                             "--tokens", "32,64", "--ids", "near", "--rows", "16")
+        self.assertEqual(figures["device"], "CPU")
+        self.assertEqual(figures["timing"], "wall clock")
+        for ceilings in (figures["ceilings"], figures["ceilings_after"]):
+            for name in ("matmul_flops", "fp8_flops", "copy_bytes_per_second"):
+                self.assertGreater(ceilings[name], 0)
+        self.assertEqual([(r["op"], r.get("keys")) for r in figures["results"]],
+                         [("sparse_attention.forward", 32), ("sparse_attention.forward", 64),
+                          ("sparse_attention.backward", 32), ("sparse_attention.backward", 64),
+                          ("gemm.o.forward", None), ("gemm.o.dgrad", None), ("gemm.o.wgrad", None), ("adamw", None)])
+        for result in figures["results"]:
+            self.assertEqual(len(result["all_seconds"]), 2)
+            self.assertAlmostEqual(result["bytes_per_second"] * result["seconds"] / result["bytes"], 1, 6)
+            self.assertAlmostEqual(result["of_copy"] * figures["ceilings"]["copy_bytes_per_second"]
+                                   / result["bytes_per_second"], 1, 6)
+        self.assertEqual(tree(self.base), before)
+
+    def test_ops_print_one_line_each_and_go_on_where_one_does_not_fit(self):
+        text = succeed("bench", "ops", "bench.yaml", "--steps", "1", "--ops", "indexer.topk", "--tokens", "32,256Ki",
+                       "--rows", "256Ki", folder=self.base).out
+        lines = [line for line in text.splitlines() if line.startswith("indexer.topk")]
+        self.assertEqual(len(lines), 2)
+        self.assertIn("CPU definition", lines[0])
+        self.assertIn("does not fit: needs 256.", lines[1])
+        self.assertIn("1 measured; goals: 0 met, 0 missed; 1 did not fit", text)
+
     def test_wrong_words_exit_2_and_are_named(self):
         for words, parts in (
-                ([], ["baleen bench step|layer RUN.yaml"]),
-                (["steps", "bench.yaml"], ["'steps'", "'step' or 'layer'"]),
+                ([], ["baleen bench step|layer|ops RUN.yaml"]),
+                (["steps", "bench.yaml"], ["'steps'", "'step', 'layer' or 'ops'"]),
+                (["ops", "bench.yaml", "--ops", "adam"], ["no op is called 'adam'", "adamw"]),
+                (["ops", "bench.yaml", "--ids", "indexer"], ["--ids indexer", "near and random"]),
+                (["ops", "bench.yaml", "--tokens", "4Ki,x"], ["--tokens 4Ki,x: 'x'"]),
+                (["ops", "bench.yaml", "--block", "moe"], ["bench ops: no flag --block"]),
+                (["ops", "bench.yaml", "parallelism.tensor=3"], ["not divisible by parallelism.tensor = 3"]),
                 (["step", "bench.yaml", "--stage", "spares"], ["spares", "dense, indexer-warmup, sparse"]),
                 (["step", "bench.yaml", "--ids", "far"], ["far", "indexer, near and random"]),
                 (["step", "bench.yaml", "--block", "moe"], ["--block", "layer"]),

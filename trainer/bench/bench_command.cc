@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "checkpoints/hf_config.h"
 #include "configs/schema/run_file.h"
 #include "kernels/core/cuda_context.h"
 #include "kernels/core/file.h"
@@ -13,12 +12,14 @@
 #include "parallel/mpi_communicator.h"
 #include "trainer/arguments.h"
 #include "trainer/bench/bench_report.h"
+#include "trainer/bench/bench_stage.h"
+#include "trainer/bench/ops_command.h"
 #include "trainer/commands.h"
 
 namespace baleen {
 namespace {
 
-const char kUsage[] = "baleen bench step|layer RUN.yaml [--stage NAME,...] [KEY=VALUE ...]";
+const char kUsage[] = "baleen bench step|layer|ops RUN.yaml [--stage NAME,...] [KEY=VALUE ...]";
 
 struct BenchOptions {
   bool layer = false;
@@ -55,7 +56,7 @@ absl::StatusOr<BenchOptions> ReadOptions(const Arguments& arguments) {
   const std::vector<std::string>& words = parsed.positional();
   BenchOptions options;
   if (words[0] != "step" && words[0] != "layer") {
-    return ConfigError("baleen bench: expected 'step' or 'layer', found '", words[0],
+    return ConfigError("baleen bench: expected 'step', 'layer' or 'ops' first, found '", words[0],
                        "'; usage: ", kUsage);
   }
   options.layer = words[0] == "layer";
@@ -87,13 +88,6 @@ absl::StatusOr<BenchOptions> ReadOptions(const Arguments& arguments) {
   return options;
 }
 
-// Sizes only: weights are random in any case.
-absl::StatusOr<ModelConfig> ReadModel(const ModelSection& model) {
-  if (model.config) return LoadModelYaml(*model.config);
-  ASSIGN_OR_RETURN(HfConfig config, ReadHfConfig(JoinPath(*model.checkpoint, "config.json")));
-  return config.model;
-}
-
 BenchDevice Describe(RunDevice& device) {
   BenchDevice described{.name = "CPU", .cuda = device.cuda()};
   if (device.cuda()) described.name = device.context().cuda().properties().name;
@@ -121,7 +115,7 @@ absl::Status Bench(const Arguments& arguments, MpiRuntime& mpi) {
   absl::StatusOr<BenchOptions> options = ReadOptions(arguments);
   RETURN_IF_ERROR(Agree(mpi.world(), options.status()));
   const RunConfig& config = options->loaded.config;
-  absl::StatusOr<ModelConfig> model = ReadModel(config.model);
+  absl::StatusOr<ModelConfig> model = ReadBenchModel(config.model);
   RETURN_IF_ERROR(Agree(mpi.world(), model.status()));
   absl::StatusOr<RunDevice> started = RunDevice::Start(config.run.device, mpi);
   RETURN_IF_ERROR(Agree(mpi.world(), started.status()));
@@ -158,7 +152,8 @@ absl::Status Bench(const Arguments& arguments, MpiRuntime& mpi) {
 
 absl::Status BenchCommand(const Arguments& arguments, int* argc, char*** argv) {
   ASSIGN_OR_RETURN(const auto mpi, MpiRuntime::Start(argc, argv));
-  return PrintOnce(Bench(arguments, *mpi), mpi->world());
+  const bool ops = !arguments.empty() && arguments[0] == "ops";
+  return PrintOnce(ops ? BenchOpsCommand(arguments, *mpi) : Bench(arguments, *mpi), mpi->world());
 }
 
 }  // namespace baleen

@@ -71,7 +71,7 @@ absl::StatusOr<BenchIds> ParseBenchIds(absl::string_view text) {
 }
 
 std::vector<int32_t> MakeBenchIds(BenchIds kind, const std::vector<int32_t>& rows,
-                                  int64_t seq_length, int64_t topk, int64_t seed) {
+                                  int64_t seq_length, int64_t topk, int64_t seed, bool causal) {
   CHECK(kind != BenchIds::kIndexer);
   const auto count = static_cast<int64_t>(rows.size());
   std::vector<int32_t> ids(count * topk, -1);
@@ -82,7 +82,8 @@ std::vector<int32_t> MakeBenchIds(BenchIds kind, const std::vector<int32_t>& row
     // Blocks of neighbours go to the threads in turn: later rows have more keys to draw from.
     for (int64_t block = first; block * kNearRows < count; block += step) {
       for (int64_t r = block * kNearRows; r < std::min(count, (block + 1) * kNearRows); ++r) {
-        const int64_t row = rows[r], begin = row / seq_length * seq_length, end = row + 1;
+        const int64_t row = rows[r], begin = row / seq_length * seq_length;
+        const int64_t end = causal ? row + 1 : begin + seq_length;
         int32_t* const out = ids.data() + r * topk;
         if (end - begin <= topk) {
           std::iota(out, out + (end - begin), static_cast<int32_t>(begin));
@@ -96,7 +97,7 @@ std::vector<int32_t> MakeBenchIds(BenchIds kind, const std::vector<int32_t>& row
         // Keys that every row of the group may see; in the group where rows first have a choice,
         // each row's own.
         const int64_t group = row / kNearRows;
-        const int64_t seen = std::max(group * kNearRows + 1, begin + 1);
+        const int64_t seen = causal ? std::max(group * kNearRows + 1, begin + 1) : end;
         if (seen - begin < topk) {
           Draw(random, Range(begin, end), topk, out);
           continue;

@@ -20,7 +20,10 @@ absl::StatusOr<BenchIds> ParseBenchIds(absl::string_view text);
 
 // Keys [rows x topk] of `rows` (numbers in a microbatch of sequences of seq_length); kNear or
 // kRandom. By all threads of the host.
+// Not causal: every row draws from all keys of its sequence, as published figures of sparse
+// attention have it.
 std::vector<int32_t> MakeBenchIds(BenchIds kind, const std::vector<int32_t>& rows,
-                                  int64_t seq_length, int64_t topk, int64_t seed);
+                                  int64_t seq_length, int64_t topk, int64_t seed,
+                                  bool causal = true);
 
 }  // namespace baleen

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "checkpoints/hf_config.h"
+#include "kernels/core/file.h"
 #include "parallel/agree.h"
 #include "trainer/bench/bench_weights.h"
 
@@ -13,6 +15,12 @@ bool SelectsKeys(const TrainingStage& stage) {
 }
 
 }  // namespace
+
+absl::StatusOr<ModelConfig> ReadBenchModel(const ModelSection& model) {
+  if (model.config) return LoadModelYaml(*model.config);
+  ASSIGN_OR_RETURN(HfConfig config, ReadHfConfig(JoinPath(*model.checkpoint, "config.json")));
+  return config.model;
+}
 
 absl::StatusOr<BenchStage> MakeBenchStage(const RunSection& run, StageConfig config,
                                           const ModelConfig& model, RunDevice& device,

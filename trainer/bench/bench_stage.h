@@ -14,6 +14,9 @@ struct BenchStage {
   std::unique_ptr<TrainingStage> stage;
 };
 
+// The sizes that a run file names: weights are random in any case.
+absl::StatusOr<ModelConfig> ReadBenchModel(const ModelSection& model);
+
 // Every rank calls it.
 absl::StatusOr<BenchStage> MakeBenchStage(const RunSection& run, StageConfig config,
                                           const ModelConfig& model, RunDevice& device,

@@ -1,6 +1,5 @@
-// Weights of a bench: normal values from the seed, made once as a table and laid over all
-// parameters on the device, so that two billion take no time. What a kernel costs depends on
-// values being random, not on their being independent from one another.
+// Weights of a bench: normal values from the seed, of one table laid over all parameters
+// (random_table.h).
 #pragma once
 
 #include "trainer/training_stage.h"
