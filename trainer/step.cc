@@ -72,9 +72,9 @@ void ReduceStats(TrainingStage& stage, StepStats& stats) {
   }
 }
 
-// Auxiliary-loss-free balancing (spec 4.4): after the step, an expert with more than the mean load
-// gets gamma less bias, one with less load gamma more. Every rank computes the same from the summed
-// counts.
+// Auxiliary-loss-free balancing (DeepSeek-V3 report 2.1.2): after the step, an expert with more
+// than the mean load gets gamma less bias, one with less load gamma more. Every rank computes the
+// same from the summed counts.
 void BalanceRouters(TrainingStage& stage, const StepStats& stats) {
   const double speed = stage.recipe().bias_update_speed;
   if (speed == 0) return;

@@ -1,7 +1,9 @@
-// ModelConfig: the architecture of a V3.1 / V3.2 model, in the words of the checkpoint's config.json.
+// ModelConfig: the architecture of a V3.1 / V3.2 model, in the words of the checkpoint's
+// config.json.
 //
-// Filled from config.json (checkpoints/hf_config) or from a model YAML (configs/model/*.yaml); every other part of
-// Baleen reads sizes from here and from nowhere else. Counts are global: no sharding is known here.
+// Filled from config.json (checkpoints/hf_config) or from a model YAML (configs/model/*.yaml);
+// every other part of Baleen reads sizes from here and from nowhere else. Counts are global: no
+// sharding is known here.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +14,7 @@
 
 namespace baleen {
 
-// rope_scaling of type "yarn" (spec 1.7). Absent = plain RoPE and no mscale in the softmax scale.
+// rope_scaling of type "yarn". Absent = plain RoPE and no mscale in the softmax scale.
 struct YarnConfig {
   double factor = 40;
   int64_t original_max_position_embeddings = 4096;
@@ -26,10 +28,10 @@ struct ModelConfig {
   int64_t vocab_size = 129280;
   int64_t hidden_size = 7168;
   int64_t num_hidden_layers = 61;
-  int64_t first_k_dense_replace = 3;    // the first layers have a dense MLP
-  int64_t num_nextn_predict_layers = 1; // MTP modules; 0 or 1
-  int64_t intermediate_size = 18432;    // dense MLP
-  int64_t moe_intermediate_size = 2048; // one expert
+  int64_t first_k_dense_replace = 3;     // the first layers have a dense MLP
+  int64_t num_nextn_predict_layers = 1;  // MTP modules; 0 or 1
+  int64_t intermediate_size = 18432;     // dense MLP
+  int64_t moe_intermediate_size = 2048;  // one expert
   int64_t n_routed_experts = 256;
   int64_t n_shared_experts = 1;
   int64_t num_experts_per_tok = 8;
@@ -51,7 +53,8 @@ struct ModelConfig {
   int64_t bos_token_id = 0;
   int64_t eos_token_id = 1;
 
-  // The lightning indexer (V3.2). A V3.1 config has none of these keys: the run file's `dsa` section fills them.
+  // The lightning indexer (V3.2). A V3.1 config has none of these keys: the run file's `dsa`
+  // section fills them.
   int64_t index_n_heads = 64;
   int64_t index_head_dim = 128;
   int64_t index_topk = 2048;
@@ -61,9 +64,9 @@ struct ModelConfig {
   int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }       // 576
   bool IsMoeLayer(int64_t layer) const { return layer >= first_k_dense_replace; }
   int64_t num_moe_layers() const { return num_hidden_layers - first_k_dense_replace; }
-  // Softmax scale of the main attention: qk_head_dim^-0.5 times mscale squared under YaRN (spec 1.7).
+  // Softmax scale of the main attention: qk_head_dim^-0.5 times mscale squared under YaRN.
   double softmax_scale() const;
-  // Folded indexer scale index_n_heads^-0.5 * index_head_dim^-0.5 (spec 1.2).
+  // Folded indexer scale index_n_heads^-0.5 * index_head_dim^-0.5.
   double index_scale() const;
 
   // ConfigError that lists every impossible size or combination at once; `where` names the source.

@@ -1,5 +1,5 @@
 // The products of a linear layer and of experts' linear layers in block FP8, as DeepSeek-V3 trains
-// (spec 4.5):
+// (DeepSeek-V3 report 3.3):
 //
 //   y = x W^T, dx = dy W       x, dy in 1 x 128, W in 128 x 128
 //   dW += dy^T x               both in 1 x 128 along the rows

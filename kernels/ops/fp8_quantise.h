@@ -1,4 +1,5 @@
-// Matrices as block FP8: E4M3 codes and fp32 scales that multiply, value = code * scale (spec 4.5).
+// Matrices as block FP8: E4M3 codes and fp32 scales that multiply, value = code * scale
+// (DeepSeek-V3 report 3.3).
 //
 //   activations, gradients   a scale for 1 x 128 elements along the dimension that is summed over
 //   weights                  a scale for 128 x 128 elements

@@ -1,4 +1,4 @@
-// Rounds activations through E4M3 and back, as the indexer's FP8 path does (spec 1.5): groups of
+// Rounds activations through E4M3 and back, as the indexer's FP8 path does: groups of
 // `group` along the last dimension, amax = max(|x|max, 1e-4), s = 2^ceil(log2(amax / 448)) (UE8M0),
 // y = e4m3(clamp(x / s)) * s. The backward passes gradients straight through (the rounding is not
 // differentiated).

@@ -1,4 +1,4 @@
-// LayerNorm with bias over the last dimension, the indexer's k_norm (spec 1.2; eps 1e-6):
+// LayerNorm with bias over the last dimension, the indexer's k_norm (eps 1e-6):
 //
 //   xhat = (x - mean) * rstd,  y = xhat * weight + bias,  rstd = 1 / sqrt(var(x) + eps)  (biased)
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight

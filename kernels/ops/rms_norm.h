@@ -1,4 +1,4 @@
-// RMSNorm over the last dimension (spec 4.2): y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) +
+// RMSNorm over the last dimension: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) +
 // eps).
 //
 //   dx = rstd * (g - x * rstd^2 * mean(g * x)),  g = dy * weight

@@ -1,7 +1,7 @@
-// Rotary position embedding with YaRN frequencies (spec 1.7), in the two layouts of V3.2:
+// Rotary position embedding with YaRN frequencies, in the two layouts of V3.2:
 //
 //   kInterleaved  pairs (2i, 2i+1): the main attention
-//   kHalfSplit    pairs (i, i + R/2): the lightning indexer (spec 1.3: mixing them up is the known
+//   kHalfSplit    pairs (i, i + R/2): the lightning indexer (mixing them up is the known
 //   bug) (a, b) -> (a cos - b sin, a sin + b cos), angle = position * frequency[i] backward =
 //   rotation by -angle
 // x on the CPU kF32 or kF64, on CUDA kF32 or kBF16 (arithmetic in fp32, rounded once); cos and sin

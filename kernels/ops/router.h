@@ -1,5 +1,5 @@
-// DeepSeekMoE gate (spec 4.2): sigmoid scores, choice by biased score under a group limit, weights
-// from unbiased scores.
+// DeepSeekMoE gate (DeepSeek-V3 report 2.1.2): sigmoid scores, choice by biased score under a group
+// limit, weights from unbiased scores.
 //
 //   s = sigmoid(logits);  c = s + bias;  group score = sum of the two best c of the group
 //   keep the topk_group best of n_group groups (others -inf)
@@ -9,7 +9,7 @@
 // Ties: the lower index wins, for groups and for experts. Chosen ids are given in ascending order.
 // With NaN scores the ids are valid and different, but not defined.
 //
-// Balance (spec 4.4, eq. 17-20), per sequence of T tokens:  loss = alpha * sum_i f_i P_i,
+// Balance (eq. 17-20 there), per sequence of T tokens:  loss = alpha * sum_i f_i P_i,
 //   f_i = E / (A T) * #{t : i in the A best unbiased scores of t}
 //   P_i = 1/T sum_t s_{t,i} / sum_j s_{t,j}
 //
@@ -65,7 +65,7 @@ BalanceStats BalanceLocalStats(const Context& context, const Tensor& scores_TE,
 Tensor BalanceBackward(const Context& context, const Tensor& scores_TE, const Tensor& sequence_T,
                        const Tensor& coefficient_BE);
 
-// Auxiliary-loss-free balancing (spec 4.4), after a step: bias_E[e] -= speed where counts_E[e]
+// Auxiliary-loss-free balancing (eq. 16 there), after a step: bias_E[e] -= speed where counts_E[e]
 // (kI64) is above the mean of the counts, += speed where it is below.
 void UpdateRouterBias(const Context& context, const Tensor& counts_E, double speed,
                       const Tensor& bias_E);

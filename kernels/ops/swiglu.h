@@ -1,4 +1,4 @@
-// SwiGLU: y = silu(gate) * up, silu(g) = g * sigmoid(g). The product is formed in fp32 (spec 4.2).
+// SwiGLU: y = silu(gate) * up, silu(g) = g * sigmoid(g). The product is formed in fp32.
 //
 //   dup = dy * silu(gate);  dgate = dy * up * sigmoid(g) * (1 + g * (1 - sigmoid(g)))
 // All of one shape and dtype: on the CPU kF32 or kF64, on CUDA kF32 or kBF16 (rounded once).

@@ -40,7 +40,7 @@ Totals Count(const ModelConfig& model, CatalogOptions options, Norms norms) {
   return totals;
 }
 
-// The published checkpoints (spec 5.2).
+// The published checkpoints.
 TEST(TensorCatalog, HasTheTensorsAndBytesOfThePublishedCheckpoints) {
   const ModelConfig model;
   EXPECT_EQ(Count(model, {.with_indexer = true}, Norms::kF32),

@@ -82,8 +82,8 @@ void Block::SelectKeys(const ModelContext& model, const Batch& batch, const Pass
     return;
   }
   // Their scores are at hand here, and the loss's backward would gather the keys again for them. A
-  // full recompute keeps as little as can be (they are as large as the ids); ids from elsewhere have
-  // other scores.
+  // full recompute keeps as little as can be (they are as large as the ids); ids from elsewhere
+  // have other scores.
   const bool keep_scores = pass.train && model.options.indexer_loss == IndexerLossKind::kSparse &&
                            model.options.recompute != RecomputeMode::kFull &&
                            model.replay == nullptr && model.options.replaced_ids_RK.empty();
@@ -236,9 +236,9 @@ void Block::BackwardWeight(const ModelContext& model, const Batch& batch, const 
   RmsNormBackwardWeight(context, saved.dx_norm, saved.x, saved.x_rstd,
                         model.parameters.grad(input_layernorm_));
   if (model.options.indexer_loss == IndexerLossKind::kSparse) {
-    const Tensor loss_T = indexer_->SparseLossBackward(
-        model, batch, saved.ids_RK, saved.scores_RK, saved.mla.target_RK, pass.scales.kl,
-        saved.indexer);
+    const Tensor loss_T =
+        indexer_->SparseLossBackward(model, batch, saved.ids_RK, saved.scores_RK,
+                                     saved.mla.target_RK, pass.scales.kl, saved.indexer);
     AddSum(context, loss_T, stats.kl_L.Rows(layer_, layer_ + 1));
   }
 }

@@ -25,7 +25,7 @@ enum class AttentionForm : uint8_t {
 enum class IndexerPrecision : uint8_t {
   kFull,
   kFp8
-};  // kFp8: q and k rounded through E4M3 (spec 1.5)
+};  // kFp8: q and k rounded through E4M3, as V3.2 serves them
 
 // What the projections' products are made of (linear.h).
 enum class GemmKind : uint8_t { kCompute, kFp8Block };

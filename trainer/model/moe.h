@@ -1,4 +1,5 @@
-// DeepSeekMoE (spec 4.2): every token meets the shared expert and its A best routed ones.
+// DeepSeekMoE (DeepSeek-V3 report 2.1.2): every token meets the shared expert and its A best routed
+// ones.
 //
 //   y = shared(x) + sum_a weight_a expert_{id_a}(x);   ids and weights from the gate
 //   (kernels/ops/router.h)

@@ -1,4 +1,5 @@
-// The MTP module, "layer N" of the checkpoint (spec 4.3): predicts the token after the next.
+// The MTP module, "layer N" of the checkpoint (DeepSeek-V3 report 2.2): predicts the token after
+// the next.
 //
 //   h' = eh_proj [ enorm(Emb(t_{i+1})) ; hnorm(h_i) ]     (embedding first; h_i after the model's
 //   final norm) then a whole block with its own indexer, shared_head.norm, and the model's head.
