@@ -39,9 +39,9 @@ void Communicator::ReduceScatter(absl::string_view label, const Tensor& whole, c
   if (whole.num_elements() > 0) DoReduceScatter(whole, part);
 }
 
-void Communicator::AllToAllV(absl::string_view label, const Tensor& send,
-                             const std::vector<int64_t>& send_counts, const Tensor& recv,
-                             const std::vector<int64_t>& recv_counts) {
+void Communicator::CheckCounts(absl::string_view label, const Tensor& send,
+                               const std::vector<int64_t>& send_counts, const Tensor& recv,
+                               const std::vector<int64_t>& recv_counts) const {
   CHECK(static_cast<int>(send_counts.size()) == size_ &&
         static_cast<int>(recv_counts.size()) == size_)
       << name_ << " " << std::string(label);
@@ -53,8 +53,23 @@ void Communicator::AllToAllV(absl::string_view label, const Tensor& send,
   }
   CHECK_EQ(sent, send.num_elements()) << std::string(label);
   CHECK_EQ(received, recv.num_elements()) << std::string(label);
+}
+
+void Communicator::AllToAllV(absl::string_view label, const Tensor& send,
+                             const std::vector<int64_t>& send_counts, const Tensor& recv,
+                             const std::vector<int64_t>& recv_counts) {
+  CheckCounts(label, send, send_counts, recv, recv_counts);
   const Entry entry(*this, "AllToAllV", label, send.bytes());
   DoAllToAllV(send, send_counts, recv, recv_counts);
+}
+
+uint64_t Communicator::BeginAllToAllV(absl::string_view label, const Tensor& send,
+                                      const std::vector<int64_t>& send_counts, const Tensor& recv,
+                                      const std::vector<int64_t>& recv_counts) {
+  CheckCounts(label, send, send_counts, recv, recv_counts);
+  const Entry entry(*this, "AllToAllV", label, send.bytes());
+  DoBeginAllToAllV(send, send_counts, recv, recv_counts);
+  return current_call();
 }
 
 void Communicator::Broadcast(absl::string_view label, const Tensor& tensor, int root) {

@@ -44,6 +44,13 @@ class Communicator {
   void AllToAllV(absl::string_view label, const Tensor& send,
                  const std::vector<int64_t>& send_counts, const Tensor& recv,
                  const std::vector<int64_t>& recv_counts);
+  // As AllToAllV, beside what the caller computes: it starts when what was computed before is done.
+  // Until Wait of its number, which makes what is computed next wait for it, nobody touches the
+  // tensors. On the host it is AllToAllV.
+  uint64_t BeginAllToAllV(absl::string_view label, const Tensor& send,
+                          const std::vector<int64_t>& send_counts, const Tensor& recv,
+                          const std::vector<int64_t>& recv_counts);
+  virtual void Wait(uint64_t /*call*/) {}
   void Broadcast(absl::string_view label, const Tensor& tensor, int root);
   void Send(absl::string_view label, const Tensor& tensor, int to);
   void Recv(absl::string_view label, const Tensor& tensor, int from);
@@ -81,12 +88,19 @@ class Communicator {
   virtual void DoReduceScatter(const Tensor& whole, const Tensor& part) = 0;
   virtual void DoAllToAllV(const Tensor& send, const std::vector<int64_t>& send_counts,
                            const Tensor& recv, const std::vector<int64_t>& recv_counts) = 0;
+  virtual void DoBeginAllToAllV(const Tensor& send, const std::vector<int64_t>& send_counts,
+                                const Tensor& recv, const std::vector<int64_t>& recv_counts) {
+    DoAllToAllV(send, send_counts, recv, recv_counts);
+  }
   virtual void DoBroadcast(const Tensor& tensor, int root) = 0;
   virtual void DoSend(const Tensor& tensor, int to) = 0;
   virtual void DoRecv(const Tensor& tensor, int from) = 0;
   virtual void DoBarrier() = 0;
 
  private:
+  void CheckCounts(absl::string_view label, const Tensor& send,
+                   const std::vector<int64_t>& send_counts, const Tensor& recv,
+                   const std::vector<int64_t>& recv_counts) const;
   class Entry;  // marks a ring entry as done when it leaves scope
   struct Record {
     const char* operation = "";

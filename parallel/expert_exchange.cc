@@ -1,12 +1,6 @@
 #include "parallel/expert_exchange.h"
 
-#include <algorithm>
-#include <cstring>
-
-#include "absl/strings/str_cat.h"
-#include "kernels/core/check.h"
-#include "kernels/core/transfer.h"
-#include "kernels/ops/router.h"
+#include <numeric>
 
 namespace baleen {
 namespace {
@@ -16,48 +10,59 @@ std::vector<int64_t> Times(std::vector<int64_t> counts, int64_t factor) {
   return counts;
 }
 
-int64_t Sum(const std::vector<int64_t>& counts) {
-  int64_t sum = 0;
-  for (const int64_t count : counts) sum += count;
-  return sum;
+// Rows in the order of ranks to the ranks, and what they sent.
+ExpertMessage Begin(const Context& context, Communicator& axis, absl::string_view label,
+                    const Tensor& rows, const std::vector<int64_t>& send_rows,
+                    const std::vector<int64_t>& recv_rows) {
+  if (axis.size() == 1) return {rows};
+  const int64_t width = rows.dim(1);
+  const int64_t arriving = std::accumulate(recv_rows.begin(), recv_rows.end(), int64_t{0});
+  const Tensor received = context.Empty(rows.dtype(), {arriving, width});
+  const uint64_t call =
+      axis.BeginAllToAllV(label, rows, Times(send_rows, width), received, Times(recv_rows, width));
+  return {received, &axis, call};
 }
 
-// Rows in the order of ranks to the ranks, and what they sent.
-Tensor Exchange(const Context& context, Communicator& axis, absl::string_view label,
-                const Tensor& rows, const std::vector<int64_t>& send_rows,
-                const std::vector<int64_t>& recv_rows) {
-  const int64_t width = rows.dim(1);
-  const Tensor received = context.Empty(rows.dtype(), {Sum(recv_rows), width});
-  axis.AllToAllV(label, rows, Times(send_rows, width), received, Times(recv_rows, width));
-  return received;
+Tensor End(const ExpertMessage& message) {
+  if (message.axis != nullptr) message.axis->Wait(message.call);
+  return message.rows;
 }
 
 // Rows that stand sorted by destination, in the order in which they arrive.
-Tensor Leave(const Context& context, const ExpertHop& hop, absl::string_view label,
-             const Tensor& rows) {
-  if (hop.axis->size() == 1) return rows;
-  return Exchange(context, *hop.axis, label, rows, hop.send_rows, hop.recv_rows);
+ExpertMessage BeginLeave(const Context& context, const ExpertHop& hop, absl::string_view label,
+                         const Tensor& rows) {
+  return Begin(context, *hop.axis, label, rows, hop.send_rows, hop.recv_rows);
 }
 // Its mirror.
-Tensor Return(const Context& context, const ExpertHop& hop, absl::string_view label,
-              const Tensor& arrived) {
-  if (hop.axis->size() == 1) return arrived;
-  return Exchange(context, *hop.axis, label, arrived, hop.recv_rows, hop.send_rows);
+ExpertMessage BeginBack(const Context& context, const ExpertHop& hop, absl::string_view label,
+                        const Tensor& arrived) {
+  return Begin(context, *hop.axis, label, arrived, hop.recv_rows, hop.send_rows);
 }
 
 // Tokens to the receivers' sorted rows, and sorted rows back to the order in which they left.
+ExpertMessage BeginSend(const Context& context, const ExpertHop& hop, absl::string_view label,
+                        const Tensor& x_T) {
+  return BeginLeave(context, hop, label, GatherRows(context, x_T, hop.send.source_row_N));
+}
+Tensor EndSend(const Context& context, const ExpertHop& hop, const ExpertMessage& message) {
+  const Tensor arrived = End(message);
+  return hop.sorted ? arrived : GatherRows(context, arrived, hop.arrivals.source_row_N);
+}
+ExpertMessage BeginReturn(const Context& context, const ExpertHop& hop, absl::string_view label,
+                          const Tensor& sorted_N) {
+  if (hop.sorted) return BeginBack(context, hop, label, sorted_N);
+  const Tensor row_of_arrival =
+      hop.arrivals.row_of_slot_TA.Reshaped({hop.arrivals.row_of_slot_TA.num_elements()});
+  return BeginBack(context, hop, label, GatherRows(context, sorted_N, row_of_arrival));
+}
+
 Tensor SendRows(const Context& context, const ExpertHop& hop, absl::string_view label,
                 const Tensor& x_T) {
-  const Tensor arrived =
-      Leave(context, hop, label, GatherRows(context, x_T, hop.send.source_row_N));
-  return hop.sorted ? arrived : GatherRows(context, arrived, hop.arrivals.source_row_N);
+  return EndSend(context, hop, BeginSend(context, hop, label, x_T));
 }
 Tensor ReturnRows(const Context& context, const ExpertHop& hop, absl::string_view label,
                   const Tensor& sorted_N) {
-  if (hop.sorted) return Return(context, hop, label, sorted_N);
-  const Tensor row_of_arrival =
-      hop.arrivals.row_of_slot_TA.Reshaped({hop.arrivals.row_of_slot_TA.num_elements()});
-  return Return(context, hop, label, GatherRows(context, sorted_N, row_of_arrival));
+  return End(BeginReturn(context, hop, label, sorted_N));
 }
 
 // values[t, a] at the row of slot (t, a), one column. The slot of each row is the inverse of
@@ -77,302 +82,33 @@ Tensor SlotsOfRows(const Context& context, const Permutation& send, const Tensor
       .Reshaped(row_of_slot.shape());
 }
 
-CombineGradients CombineBackwardOneHop(const Context& context, const ExpertHop& hop,
-                                       absl::string_view label, const Tensor& dy_TD,
-                                       const Tensor& expert_out_ND, const Tensor& weights_TA) {
+ExpertRound::CombineMessages BeginCombineBackwardOneHop(const Context& context,
+                                                        const ExpertHop& hop,
+                                                        absl::string_view label,
+                                                        const Tensor& dy_TD,
+                                                        const Tensor& weights_TA) {
+  if (hop.axis->size() == 1) return {{dy_TD}, {weights_TA}};
+  return {BeginSend(context, hop, label, dy_TD),
+          BeginLeave(context, hop, label, RowsOfSlots(context, hop.send, weights_TA))};
+}
+
+CombineGradients EndCombineBackwardOneHop(const Context& context, const ExpertHop& hop,
+                                          absl::string_view label,
+                                          const ExpertRound::CombineMessages& sent,
+                                          const Tensor& expert_out_ND) {
+  const Tensor dy = End(sent.dy), weights = End(sent.weights);
   if (hop.axis->size() == 1) {
-    return CombineRowsBackward(context, dy_TD, expert_out_ND, hop.send.row_of_slot_TA, weights_TA);
+    return CombineRowsBackward(context, dy, expert_out_ND, hop.send.row_of_slot_TA, weights);
   }
-  const Tensor dy_arrived =
-      Leave(context, hop, label, GatherRows(context, dy_TD, hop.send.source_row_N));
-  const Tensor weights_arrived =
-      Leave(context, hop, label, RowsOfSlots(context, hop.send, weights_TA));
   // Here an arrived row is a token of one slot: the op sorts dy and leaves the dots as they came.
-  CombineGradients gradients = CombineRowsBackward(context, dy_arrived, expert_out_ND,
-                                                   hop.arrivals.row_of_slot_TA, weights_arrived);
+  CombineGradients gradients =
+      CombineRowsBackward(context, dy, expert_out_ND, hop.arrivals.row_of_slot_TA, weights);
   gradients.dweights_TA =
-      SlotsOfRows(context, hop.send, Return(context, hop, label, gradients.dweights_TA));
+      SlotsOfRows(context, hop.send, End(BeginBack(context, hop, label, gradients.dweights_TA)));
   return gradients;
 }
 
-// How ranks and experts lie: rank = node * node_size + place.
-struct Topology {
-  int64_t ranks, node_size, nodes, local_experts, experts;
-  int64_t rank;
-  bool two_hops;
-
-  int64_t place() const { return rank % node_size; }
-  int64_t node() const { return rank / node_size; }
-};
-
-Topology TopologyOf(const ExpertAxes& axes, int64_t num_experts) {
-  CHECK_EQ(num_experts % axes.ep.size(), 0) << num_experts << " experts over " << axes.ep.size();
-  CHECK((axes.node == nullptr) == (axes.across == nullptr));
-  Topology topology;
-  topology.ranks = axes.ep.size();
-  topology.rank = axes.ep.rank();
-  topology.experts = num_experts;
-  topology.local_experts = num_experts / topology.ranks;
-  topology.two_hops = axes.node != nullptr;
-  topology.node_size = topology.two_hops ? axes.node->size() : topology.ranks;
-  topology.nodes = topology.ranks / topology.node_size;
-  if (topology.two_hops) {
-    CHECK_EQ(axes.across->size(), topology.nodes);
-    CHECK(axes.node->rank() == topology.place() && axes.across->rank() == topology.node())
-        << "nodes must be consecutive ranks of ep";
-  }
-  return topology;
-}
-
-struct Range {
-  int64_t begin, end;
-};
-
-// What every rank sends, chunk by chunk: rows for each expert, and with two hops tokens for each
-// node.
-class CountTable {
- public:
-  CountTable(const Topology& topology, int64_t chunks, const Tensor& whole)
-      : topology_(topology), chunks_(chunks), whole_(whole) {}
-
-  int64_t Rows(int64_t source, Range chunks, int64_t expert) const {
-    return SumOver(source, chunks, expert);
-  }
-  int64_t Tokens(int64_t source, Range chunks, int64_t node) const {
-    return SumOver(source, chunks, topology_.experts + node);
-  }
-  int64_t RowsToRank(int64_t source, Range chunks, int64_t rank) const {
-    int64_t rows = 0;
-    for (int64_t l = 0; l < topology_.local_experts; ++l) {
-      rows += Rows(source, chunks, rank * topology_.local_experts + l);
-    }
-    return rows;
-  }
-  // All that `rank` takes in: rows for its experts, and tokens on their way into its node.
-  int64_t HeldRows(Range chunks, int64_t rank) const {
-    int64_t rows = 0;
-    for (int64_t source = 0; source < topology_.ranks; ++source) {
-      rows += RowsToRank(source, chunks, rank);
-    }
-    if (!topology_.two_hops) return rows;
-    const int64_t place = rank % topology_.node_size, node = rank / topology_.node_size;
-    for (int64_t from = 0; from < topology_.nodes; ++from) {
-      rows += Tokens(from * topology_.node_size + place, chunks, node);
-    }
-    return rows;
-  }
-  int64_t chunks() const { return chunks_; }
-
-  static int64_t Columns(const Topology& topology) {
-    return topology.experts + (topology.two_hops ? topology.nodes : 0);
-  }
-
- private:
-  int64_t SumOver(int64_t source, Range chunks, int64_t column) const {
-    const int64_t columns = Columns(topology_);
-    const int64_t* const counts = whole_.data<int64_t>() + source * chunks_ * columns;
-    int64_t sum = 0;
-    for (int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
-      sum += counts[chunk * columns + column];
-    }
-    return sum;
-  }
-
-  Topology topology_;
-  int64_t chunks_;
-  Tensor whole_;  // kI64 [ranks, chunks, Columns()], in host memory
-};
-
-// The same on every rank, since every rank has the same table.
-std::vector<Range> JoinChunks(const Topology& topology, const CountTable& counts,
-                              int64_t max_rows) {
-  std::vector<Range> rounds = {{0, 0}};
-  std::vector<int64_t> held(topology.ranks, 0);  // by each rank in the last round
-  for (int64_t chunk = 0; chunk < counts.chunks(); ++chunk) {
-    std::vector<int64_t> more(topology.ranks);
-    bool fits = true;
-    for (int64_t rank = 0; rank < topology.ranks; ++rank) {
-      more[rank] = counts.HeldRows({chunk, chunk + 1}, rank);
-      CHECK(max_rows == 0 || more[rank] <= max_rows) << more[rank] << " rows in one chunk";
-      fits = fits && (max_rows == 0 || held[rank] + more[rank] <= max_rows);
-    }
-    if (!fits) {
-      rounds.push_back({chunk, chunk});
-      std::fill(held.begin(), held.end(), 0);
-    }
-    rounds.back().end = chunk + 1;
-    for (int64_t rank = 0; rank < topology.ranks; ++rank) held[rank] += more[rank];
-  }
-  return rounds;
-}
-
 }  // namespace
-
-// Makes the rounds of one plan.
-class ExpertPlanner {
- public:
-  ExpertPlanner(const Context& context, const ExpertAxes& axes, const ExpertPlanParams& params,
-                const Tensor& ids_TA)
-      : context_(context),
-        axes_(axes),
-        params_(params),
-        ids_TA_(ids_TA),
-        topology_(TopologyOf(axes, params.num_experts)) {
-    CHECK_LE(ids_TA.dim(0), params.max_tokens) << params.label;
-    if (topology_.two_hops) {
-      nodes_TM_ =
-          GroupsOfTokens(context, ids_TA, topology_.nodes, topology_.experts / topology_.nodes);
-    }
-  }
-
-  ExpertPlan Make() {
-    const CountTable counts = ExchangeCounts();
-    ExpertPlan plan;
-    for (const Range& chunks : JoinChunks(topology_, counts, params_.max_rows)) {
-      plan.rounds.push_back(MakeRound(counts, chunks));
-    }
-    return plan;
-  }
-
- private:
-  Range TokensOf(Range chunks) const {
-    return {std::min(chunks.begin * chunk_tokens_, ids_TA_.dim(0)),
-            std::min(chunks.end * chunk_tokens_, ids_TA_.dim(0))};
-  }
-
-  // The largest chunk of which the worst case fits, then evened out.
-  int64_t CutChunks() {
-    const int64_t tokens = std::max<int64_t>(1, params_.max_tokens);
-    int64_t largest = tokens;
-    if (params_.max_rows > 0) {
-      const int64_t minimum =
-          MinimumExpertRows(topology_.ranks, topology_.local_experts, ids_TA_.dim(1),
-                            topology_.two_hops ? topology_.node_size : 0);
-      CHECK_GE(params_.max_rows, minimum) << params_.label << ": bound on expert rows";
-      largest = std::min(tokens, params_.max_rows / minimum);
-    }
-    const int64_t chunks = (tokens + largest - 1) / largest;
-    chunk_tokens_ = (tokens + chunks - 1) / chunks;
-    return chunks;
-  }
-
-  // One rank holds all experts: what it takes in is known without asking the device which.
-  CountTable CountsOfOneRank(int64_t chunks) const {
-    const Tensor counts =
-        Context::Cpu().Zeros(DType::kI64, {chunks, CountTable::Columns(topology_)});
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const Range tokens = TokensOf({chunk, chunk + 1});
-      counts.data<int64_t>()[chunk * counts.dim(1)] = (tokens.end - tokens.begin) * ids_TA_.dim(1);
-    }
-    return CountTable(topology_, chunks, counts);
-  }
-
-  CountTable ExchangeCounts() {
-    const int64_t chunks = CutChunks(), columns = CountTable::Columns(topology_);
-    if (topology_.ranks == 1) return CountsOfOneRank(chunks);
-    const Tensor own = context_.Zeros(DType::kI64, {chunks, columns});
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const Range tokens = TokensOf({chunk, chunk + 1});
-      CountExperts(context_, ids_TA_.Rows(tokens.begin, tokens.end),
-                   own.Flat(chunk * columns, topology_.experts));
-      if (!topology_.two_hops) continue;
-      CountExperts(context_, nodes_TM_.Rows(tokens.begin, tokens.end),
-                   own.Flat(chunk * columns + topology_.experts, topology_.nodes));
-    }
-    const Tensor whole = context_.Empty(DType::kI64, {topology_.ranks * chunks, columns});
-    axes_.ep.AllGather(absl::StrCat(params_.label, " counts"), own, whole);
-    // The one wait for the device in a layer: how many rows go where decides what is allocated.
-    return CountTable(topology_, chunks, CopyToHost(context_, whole));
-  }
-
-  // Rows from rank s of the axis for local expert l come one behind the other: by source, expert,
-  // token.
-  void SetArrivals(const std::vector<std::vector<int64_t>>& rows_SL, ExpertHop& hop) const {
-    hop.recv_rows.clear();
-    for (const auto& of_source : rows_SL) hop.recv_rows.push_back(Sum(of_source));
-    const int64_t rows = Sum(hop.recv_rows);
-    const Context host = context_.device().kind == DeviceKind::kCpu ? context_ : Context::Cpu();
-    const Tensor expert_N1 = host.Empty(DType::kI32, {rows, 1});
-    int32_t* next = expert_N1.data<int32_t>();
-    for (const auto& of_source : rows_SL) {
-      for (size_t l = 0; l < of_source.size(); ++l) {
-        next = std::fill_n(next, of_source[l], static_cast<int32_t>(l));
-      }
-    }
-    const int64_t experts = static_cast<int64_t>(rows_SL[0].size());
-    hop.arrivals = BuildPermutation(context_, CopyToDevice(context_, expert_N1), 0, experts, rows);
-    hop.sorted = experts == 1;
-  }
-
-  // From place to place between the nodes: the "experts" of this hop are nodes.
-  ExpertHop MakeOuterHop(const CountTable& counts, Range chunks, Range tokens) const {
-    ExpertHop hop;
-    hop.axis = axes_.across;
-    std::vector<std::vector<int64_t>> rows;
-    for (int64_t node = 0; node < topology_.nodes; ++node) {
-      hop.send_rows.push_back(counts.Tokens(topology_.rank, chunks, node));
-      const int64_t source = node * topology_.node_size + topology_.place();
-      rows.push_back({counts.Tokens(source, chunks, topology_.node())});
-    }
-    hop.send = BuildPermutation(context_, nodes_TM_.Rows(tokens.begin, tokens.end), 0,
-                                topology_.nodes, Sum(hop.send_rows));
-    SetArrivals(rows, hop);
-    return hop;
-  }
-
-  // To the experts of the node (of all ranks with one hop). A rank of the node speaks for all ranks
-  // of its place.
-  ExpertHop MakeInnerHop(const CountTable& counts, Range chunks, const Tensor& ids_VA) const {
-    const int64_t size = topology_.node_size, local = topology_.local_experts;
-    const int64_t first_rank = topology_.node() * size;
-    ExpertHop hop;
-    hop.axis = topology_.two_hops ? axes_.node : &axes_.ep;
-    std::vector<std::vector<int64_t>> rows(size, std::vector<int64_t>(local, 0));
-    hop.send_rows.assign(size, 0);
-    for (int64_t place = 0; place < size; ++place) {
-      for (int64_t node = 0; node < topology_.nodes; ++node) {
-        hop.send_rows[place] +=
-            counts.RowsToRank(node * size + topology_.place(), chunks, first_rank + place);
-        for (int64_t l = 0; l < local; ++l) {
-          rows[place][l] += counts.Rows(node * size + place, chunks, topology_.rank * local + l);
-        }
-      }
-    }
-    hop.send =
-        BuildPermutation(context_, ids_VA, first_rank * local, size * local, Sum(hop.send_rows));
-    if (size > 1) SetArrivals(rows, hop);
-    return hop;
-  }
-
-  ExpertRound MakeRound(const CountTable& counts, Range chunks) const {
-    const Range tokens = TokensOf(chunks);
-    ExpertRound round;
-    round.begin_ = tokens.begin;
-    round.end_ = tokens.end;
-    round.held_rows_ = counts.HeldRows(chunks, topology_.rank);
-    round.dispatch_label_ = absl::StrCat(params_.label, " dispatch");
-    round.combine_label_ = absl::StrCat(params_.label, " combine");
-    if (topology_.two_hops) round.outer_ = MakeOuterHop(counts, chunks, tokens);
-    const Tensor ids_VA = round.ToNode(context_, absl::StrCat(params_.label, " ids"),
-                                       ids_TA_.Rows(tokens.begin, tokens.end));
-    round.inner_ = MakeInnerHop(counts, chunks, ids_VA);
-    return round;
-  }
-
-  const Context& context_;
-  const ExpertAxes& axes_;
-  const ExpertPlanParams& params_;
-  const Tensor& ids_TA_;
-  const Topology topology_;
-  Tensor nodes_TM_;
-  int64_t chunk_tokens_ = 0;
-};
-
-int64_t MinimumExpertRows(int64_t ep_size, int64_t experts_per_rank, int64_t top_k,
-                          int64_t node_size) {
-  const int64_t in_transit = node_size > 0 ? ep_size / node_size : 0;
-  return ep_size * std::min(top_k, experts_per_rank) + in_transit;
-}
 
 const Tensor& ExpertRound::offsets_L1() const {
   return inner_.arrivals.offsets_L1.empty() ? inner_.send.offsets_L1 : inner_.arrivals.offsets_L1;
@@ -390,46 +126,88 @@ Tensor ExpertRound::SumFromNodes(const Context& context, absl::string_view label
                             outer_->send.row_of_slot_TA);
 }
 
-Tensor ExpertRound::Dispatch(const Context& context, const Tensor& x_TD) const {
-  const Tensor x_VD = ToNode(context, dispatch_label_, x_TD);
-  return SendRows(context, inner_, dispatch_label_, x_VD);
+ExpertMessage ExpertRound::BeginDispatch(const Context& context, const Tensor& x_TD) const {
+  return BeginSend(context, outer_ ? *outer_ : inner_, dispatch_label_, x_TD);
 }
 
-Tensor ExpertRound::Combine(const Context& context, const Tensor& expert_out_ND,
-                            const Tensor& weights_TA) const {
+Tensor ExpertRound::EndDispatch(const Context& context, const ExpertMessage& sent) const {
+  if (!outer_) return EndSend(context, inner_, sent);
+  return SendRows(context, inner_, dispatch_label_, EndSend(context, *outer_, sent));
+}
+
+ExpertMessage ExpertRound::BeginCombine(const Context& context, const Tensor& expert_out_ND,
+                                        const Tensor& weights_TA) const {
+  if (!outer_) return BeginReturn(context, inner_, combine_label_, expert_out_ND);
   const Tensor weights_VA = ToNode(context, combine_label_, weights_TA);
   const Tensor rows = ReturnRows(context, inner_, combine_label_, expert_out_ND);
-  const Tensor y_VD = CombineRows(context, rows, inner_.send.row_of_slot_TA, weights_VA);
-  return SumFromNodes(context, combine_label_, y_VD);
+  return BeginReturn(context, *outer_, combine_label_,
+                     CombineRows(context, rows, inner_.send.row_of_slot_TA, weights_VA));
 }
 
-CombineGradients ExpertRound::CombineBackward(const Context& context, const Tensor& dy_TD,
-                                              const Tensor& expert_out_ND,
-                                              const Tensor& weights_TA) const {
-  const Tensor dy_VD = ToNode(context, combine_label_, dy_TD);
-  const Tensor weights_VA = ToNode(context, combine_label_, weights_TA);
-  CombineGradients gradients =
-      CombineBackwardOneHop(context, inner_, combine_label_, dy_VD, expert_out_ND, weights_VA);
+Tensor ExpertRound::EndCombine(const Context& context, const ExpertMessage& sent,
+                               const Tensor& weights_TA) const {
+  const Tensor rows = End(sent);
+  return outer_ ? GatherRowsBackward(context, rows, outer_->send.row_of_slot_TA)
+                : CombineRows(context, rows, inner_.send.row_of_slot_TA, weights_TA);
+}
+
+ExpertRound::CombineMessages ExpertRound::BeginCombineBackward(const Context& context,
+                                                               const Tensor& dy_TD,
+                                                               const Tensor& weights_TA) const {
+  if (!outer_) {
+    return BeginCombineBackwardOneHop(context, inner_, combine_label_, dy_TD, weights_TA);
+  }
+  return {BeginSend(context, *outer_, combine_label_, dy_TD),
+          BeginSend(context, *outer_, combine_label_, weights_TA)};
+}
+
+CombineGradients ExpertRound::EndCombineBackward(const Context& context,
+                                                 const CombineMessages& sent,
+                                                 const Tensor& expert_out_ND) const {
+  if (!outer_) {
+    return EndCombineBackwardOneHop(context, inner_, combine_label_, sent, expert_out_ND);
+  }
+  const Tensor dy_VD = EndSend(context, *outer_, sent.dy);
+  const Tensor weights_VA = EndSend(context, *outer_, sent.weights);
+  CombineGradients gradients = EndCombineBackwardOneHop(
+      context, inner_, combine_label_,
+      BeginCombineBackwardOneHop(context, inner_, combine_label_, dy_VD, weights_VA),
+      expert_out_ND);
   // A slot's expert is on one node; the other nodes add zero.
   gradients.dweights_TA = SumFromNodes(context, combine_label_, gradients.dweights_TA);
   return gradients;
 }
 
-Tensor ExpertRound::DispatchBackward(const Context& context, const Tensor& drows_ND) const {
+ExpertMessage ExpertRound::BeginDispatchBackward(const Context& context,
+                                                 const Tensor& drows_ND) const {
+  if (!outer_) return BeginReturn(context, inner_, dispatch_label_, drows_ND);
   const Tensor rows = ReturnRows(context, inner_, dispatch_label_, drows_ND);
-  const Tensor dx_VD = GatherRowsBackward(context, rows, inner_.send.row_of_slot_TA);
-  return SumFromNodes(context, dispatch_label_, dx_VD);
+  return BeginReturn(context, *outer_, dispatch_label_,
+                     GatherRowsBackward(context, rows, inner_.send.row_of_slot_TA));
 }
 
-int64_t ExpertPlan::max_held_rows() const {
-  int64_t most = 0;
-  for (const ExpertRound& round : rounds) most = std::max(most, round.held_rows());
-  return most;
+Tensor ExpertRound::EndDispatchBackward(const Context& context, const ExpertMessage& sent) const {
+  return GatherRowsBackward(context, End(sent), (outer_ ? *outer_ : inner_).send.row_of_slot_TA);
 }
 
-ExpertPlan MakeExpertPlan(const Context& context, const ExpertAxes& axes,
-                          const ExpertPlanParams& params, const Tensor& ids_TA) {
-  return ExpertPlanner(context, axes, params, ids_TA).Make();
+Tensor ExpertRound::Dispatch(const Context& context, const Tensor& x_TD) const {
+  return EndDispatch(context, BeginDispatch(context, x_TD));
+}
+
+Tensor ExpertRound::Combine(const Context& context, const Tensor& expert_out_ND,
+                            const Tensor& weights_TA) const {
+  return EndCombine(context, BeginCombine(context, expert_out_ND, weights_TA), weights_TA);
+}
+
+CombineGradients ExpertRound::CombineBackward(const Context& context, const Tensor& dy_TD,
+                                              const Tensor& expert_out_ND,
+                                              const Tensor& weights_TA) const {
+  return EndCombineBackward(context, BeginCombineBackward(context, dy_TD, weights_TA),
+                            expert_out_ND);
+}
+
+Tensor ExpertRound::DispatchBackward(const Context& context, const Tensor& drows_ND) const {
+  return EndDispatchBackward(context, BeginDispatchBackward(context, drows_ND));
 }
 
 }  // namespace baleen

@@ -58,8 +58,18 @@ struct ExpertHop {
   bool sorted = true;    // rows arrive in the order in which they are wanted
 };
 
+// Rows on their way between the two halves of one function of a round.
+struct ExpertMessage {
+  Tensor rows;
+  Communicator* axis = nullptr;  // null: they do not travel
+  uint64_t call = 0;
+};
+
 // One pass of own tokens begin .. end - 1; its functions take and return those rows only. Every
-// rank of ep calls them in the same order. The axes must outlive it.
+// rank of ep calls them in the same order. The axes must outlive it. Each comes whole and in two
+// halves: between Begin and End the slowest of its messages may run beside what the caller
+// computes, on the way out the first, on the way home the last. (With two hops the other one stays
+// inside a node and is not beside anything.)
 class ExpertRound {
  public:
   int64_t begin() const { return begin_; }
@@ -76,6 +86,22 @@ class ExpertRound {
   CombineGradients CombineBackward(const Context& context, const Tensor& dy_TD,
                                    const Tensor& expert_out_ND, const Tensor& weights_TA) const;
   Tensor DispatchBackward(const Context& context, const Tensor& drows_ND) const;  // dx_TD
+
+  ExpertMessage BeginDispatch(const Context& context, const Tensor& x_TD) const;
+  Tensor EndDispatch(const Context& context, const ExpertMessage& sent) const;
+  ExpertMessage BeginCombine(const Context& context, const Tensor& expert_out_ND,
+                             const Tensor& weights_TA) const;
+  Tensor EndCombine(const Context& context, const ExpertMessage& sent,
+                    const Tensor& weights_TA) const;
+  struct CombineMessages {
+    ExpertMessage dy, weights;
+  };
+  CombineMessages BeginCombineBackward(const Context& context, const Tensor& dy_TD,
+                                       const Tensor& weights_TA) const;
+  CombineGradients EndCombineBackward(const Context& context, const CombineMessages& sent,
+                                      const Tensor& expert_out_ND) const;
+  ExpertMessage BeginDispatchBackward(const Context& context, const Tensor& drows_ND) const;
+  Tensor EndDispatchBackward(const Context& context, const ExpertMessage& sent) const;
 
  private:
   friend class ExpertPlanner;

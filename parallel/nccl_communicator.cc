@@ -91,6 +91,7 @@ class NcclCommunicator : public Communicator {
     if (comm_) {
       cuda().HostWait(cuda().Record(cuda().compute_stream()));
       cuda().HostWait(cuda().Record(cuda().communication_stream()));
+      cuda().HostWait(cuda().Record(cuda().exchange_stream()));
     }
     comm_.Reset();
     std::erase(family_->members, this);
@@ -157,6 +158,21 @@ class NcclCommunicator : public Communicator {
     });
   }
 
+  void DoBeginAllToAllV(const Tensor& send, const std::vector<int64_t>& send_counts,
+                        const Tensor& recv, const std::vector<int64_t>& recv_counts) override {
+    if (OnHost(send, recv, current_label())) {
+      return host_->AllToAllV(current_label(), send, send_counts, recv, recv_counts);
+    }
+    void* const stream = cuda().exchange_stream();
+    cuda().Order(stream, cuda().Record(cuda().compute_stream()));
+    if (beside_ || !sent_.empty()) {
+      cuda().Order(stream, cuda().Record(cuda().communication_stream()));
+    }
+    Check(Exchange(send, send_counts, recv, recv_counts, static_cast<cudaStream_t>(stream)),
+          "call");
+    begun_.push_back({current_call(), {send, recv}, MarkDone(stream)});
+  }
+
   void DoBroadcast(const Tensor& tensor, int root) override {
     if (OnHost(tensor, tensor, current_label())) {
       return host_->Broadcast(current_label(), tensor, root);
@@ -181,6 +197,15 @@ class NcclCommunicator : public Communicator {
     OrderAfterCompute();
     Check(ncclRecv(tensor.raw(), tensor.bytes(), ncclUint8, from, comm(), Beside()), "ncclRecv");
     cuda().Order(cuda().compute_stream(), *MarkDone(Beside()));
+  }
+
+  void Wait(uint64_t call) override {
+    while (!begun_.empty() && begun_.front().call <= call) {
+      // The last of those waited for ends last: one stream.
+      const bool last = begun_.size() == 1 || begun_[1].call > call;
+      if (last) cuda().Order(cuda().compute_stream(), *begun_.front().done);
+      begun_.pop_front();
+    }
   }
 
   void DoBarrier() override { host_->Barrier(current_label()); }
@@ -221,6 +246,7 @@ class NcclCommunicator : public Communicator {
       cuda().Order(cuda().compute_stream(), cuda().Record(cuda().communication_stream()));
     }
     void* const stream = forked_ ? cuda().communication_stream() : cuda().compute_stream();
+    if (!begun_.empty()) cuda().Order(stream, *begun_.back().done);
     Check(call(static_cast<cudaStream_t>(stream)), "call");
     MarkDone(stream);
   }
@@ -272,6 +298,12 @@ class NcclCommunicator : public Communicator {
     std::shared_ptr<CudaEvent> done;
   };
 
+  struct Begun {
+    uint64_t call;
+    std::vector<Tensor> tensors;
+    std::shared_ptr<CudaEvent> done;
+  };
+
   std::unique_ptr<Communicator> host_;
   std::shared_ptr<Family> family_;
   OwnedComm comm_;  // empty for one rank
@@ -279,6 +311,7 @@ class NcclCommunicator : public Communicator {
   bool beside_ = false;                           // something of Fork is not joined
   std::vector<Tensor> held_;                      // until Join
   std::deque<Sent> sent_;                         // until done
+  std::deque<Begun> begun_;                       // until Wait, in the order of the calls
   std::vector<std::shared_ptr<CudaEvent>> done_;  // of the last calls, by number
 };
 

@@ -175,6 +175,7 @@ absl::Status CudaDevice::Start() {
   ASSIGN_OR_RETURN(CudaStream compute, MakeStream(lowest));
   compute_stream_ = std::make_shared<CudaStream>(std::move(compute));
   ASSIGN_OR_RETURN(communication_stream_, MakeStream(highest));
+  ASSIGN_OR_RETURN(exchange_stream_, MakeStream(highest));
   host_pool_ = MakeHostPool();
   pinned_pool_ = MakePinnedPool(compute_stream_);
 

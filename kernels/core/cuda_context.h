@@ -1,9 +1,10 @@
-// A CUDA device as Context has it: two streams, events, library handles, pinned host memory.
+// A CUDA device as Context has it: three streams, events, library handles, pinned host memory.
 //
-// Ops launch on the compute stream; messages that may run beside them on the communication stream.
-// The order between the two is written by events at the call. CUDA's handles appear as void* so
-// that this header compiles everywhere; a build without CUDA has MakeCudaContext (an error) and
-// CudaDeviceCount (0) only. One thread at a time.
+// Ops launch on the compute stream; messages that may run beside them on the communication stream,
+// or, where what is computed soon waits for them, on the exchange stream, so that they need not
+// queue behind those for which nothing waits. The order between them is written by events at the
+// call. CUDA's handles appear as void* so that this header compiles everywhere; a build without
+// CUDA has MakeCudaContext (an error) and CudaDeviceCount (0) only. One thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -64,6 +65,7 @@ class CudaDevice {
   const CudaProperties& properties() const { return properties_; }
   void* compute_stream() const { return compute_stream_->get(); }
   void* communication_stream() const { return communication_stream_.get(); }
+  void* exchange_stream() const { return exchange_stream_.get(); }
 
   CublasLt cublaslt() const { return cublaslt_; }
   // The cudnnHandle_t on the compute stream, made at the first call. EnvironmentError when cuDNN
@@ -99,7 +101,7 @@ class CudaDevice {
   int index_;
   CudaProperties properties_;
   std::shared_ptr<CudaStream> compute_stream_;  // shared with memory that is freed on it
-  CudaStream communication_stream_;
+  CudaStream communication_stream_, exchange_stream_;
   std::shared_ptr<MemoryPool> host_pool_;
   std::shared_ptr<MemoryPool> pinned_pool_;
   std::shared_ptr<Storage> workspace_;

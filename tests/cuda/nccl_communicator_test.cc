@@ -217,6 +217,25 @@ TEST_P(NcclOnRanks, ForkedCallsAreDoneAfterJoin) {
   EXPECT_EQ(Get(y)[0], size());
 }
 
+TEST_P(NcclOnRanks, WhatWasBegunIsThereAfterWaitWhateverIsBegunBehindIt) {
+  const std::vector<int64_t> one(size(), 1);
+  const Tensor mine = Ints(std::vector<int32_t>(size(), rank() + 1));
+  const Tensor first = Ints(std::vector<int32_t>(size(), 0)),
+               second = Ints(std::vector<int32_t>(size(), 0));
+  const uint64_t call = World().BeginAllToAllV("first", mine, one, first, one);
+  const uint64_t next = World().BeginAllToAllV("second", mine, one, second, one);
+  World().Wait(call);
+  for (int r = 0; r < size(); ++r) EXPECT_EQ(Get(first)[r], r + 1);
+  // A call of the same axis comes behind what is under way.
+  World().AllReduce("sum", mine);
+  World().Wait(next);
+  World().Wait(call);  // nothing is left to wait for
+  for (int r = 0; r < size(); ++r) {
+    EXPECT_EQ(Get(second)[r], r + 1);
+    EXPECT_EQ(Get(mine)[r], size() * (size() + 1) / 2);
+  }
+}
+
 class NcclDeviceOnRanks : public NcclOnRanks {};
 INSTANTIATE_TEST_SUITE_P(Kinds, NcclDeviceOnRanks, ::testing::Values(DeviceKind::kCuda),
                          [](const auto&) { return "Device"; });
@@ -238,6 +257,23 @@ TEST_P(NcclDeviceOnRanks, ForkedCallsLetTheComputeStreamGoOn) {
   EXPECT_FALSE(device.IsDone(joined));
   gate.Open();
   EXPECT_EQ(Get(x)[0], size() * (size() - 1) / 2);
+}
+
+TEST_P(NcclDeviceOnRanks, ABegunExchangeLetsTheComputeStreamGoOn) {
+  if (size() == 1) return;
+  CudaDevice& device = Gpu().cuda();
+  const std::vector<int64_t> one(size(), 1);
+  const Tensor mine = Ints(std::vector<int32_t>(size(), rank() + 1)),
+               theirs = Ints(std::vector<int32_t>(size(), 0));
+  World().AllReduce("warm", Ints({0}));
+  Gate gate;
+  gate.Close(device.exchange_stream());
+  const uint64_t call = World().BeginAllToAllV("beside", mine, one, theirs, one);
+  device.HostWait(device.Record(device.compute_stream()));  // returns though the gate is closed
+  World().Wait(call);
+  EXPECT_FALSE(device.IsDone(device.Record(device.compute_stream())));
+  gate.Open();
+  for (int r = 0; r < size(); ++r) EXPECT_EQ(Get(theirs)[r], r + 1);
 }
 
 TEST_P(NcclDeviceOnRanks, TheRecordSaysWhatTheDeviceHasNotDone) {

@@ -84,8 +84,8 @@ class Rig {
     balance_loss = balance_1.data<double>()[0];
     if (drop) moe_.DropExpanded(saved_);
     moe_.BackwardCombine(model, dy_RD, saved_);
-    const Tensor dexperts = moe_.BackwardExperts(model, saved_);
-    dx_RD = moe_.BackwardDispatch(model, batch, dexperts, kBalanceScale, saved_);
+    moe_.BackwardExperts(model, saved_);
+    dx_RD = moe_.BackwardDispatch(model, batch, kBalanceScale, saved_);
     moe_.BackwardWeight(model, saved_);
   }
 

@@ -253,7 +253,7 @@ TEST_F(ParallelTour, SparseStepIsWhatTheDocumentSays) {
   Run(AttentionMode::kSparse, TrainMode::kAll);
   ExpectPhase("Messages", Messages());
   if (axes_.pp->rank() == 0) return ExpectPhase("Embedding", tables_["Embedding"]);
-  FindRowsAtExperts("Forward: dispatch");
+  FindRowsAtExperts("Forward: experts");
   for (const char* phase : kTourPhases) {
     for (const char* direction : {"Forward: ", "Backward: "})
       ExpectPhase(absl::StrCat(direction, phase), tables_[absl::StrCat(direction, phase)]);
@@ -272,7 +272,7 @@ TEST_F(ParallelTour, WarmUpIsWhatTheDocumentSays) {
   EXPECT_EQ(layout_.grid.tp_size(), 1);
   EXPECT_EQ(layout_.grid.cp_size(), 4);
   if (axes_.pp->rank() == 0) return;
-  FindRowsAtExperts("Warm-up: dispatch");
+  FindRowsAtExperts("Warm-up: experts");
   ExpectPhase("Warm-up: attention", tables_["Warm-up: attention"]);
   // Behind the attention all is as in the sparse stage, with tp 1.
   std::map<std::string, std::vector<TourCall>> steps;

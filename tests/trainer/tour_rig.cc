@@ -161,7 +161,6 @@ void KeepBlock(const std::string& phase, const Block::Saved& saved, TourRecorder
   keep("h_norm", saved.h_norm);
   keep("shared_out", saved.shared_out);
   keep("mlp_out", saved.mlp_out);
-  keep("drows", saved.drows);
   keep("dh_norm", saved.dh_norm);
   keep("dx", saved.dx);
   keep("dx_norm", saved.dx_norm);

@@ -197,14 +197,12 @@ Tensor Block::BackwardPhase(int phase, const ModelContext& model, const Batch& b
       if (moe_) moe_->BackwardCombine(model, saved.dy, saved.moe);
       return Tensor();
     case 1:
-      if (moe_) saved.drows = moe_->BackwardExperts(model, saved.moe);
+      if (moe_) moe_->BackwardExperts(model, saved.moe);
       if (mlp_) saved.dh_norm = mlp_->BackwardInput(model, saved.dy, saved.mlp);
       return Tensor();
     case 2: {
       if (moe_) {
-        saved.dh_norm =
-            moe_->BackwardDispatch(model, batch, saved.drows, pass.scales.balance, saved.moe);
-        saved.drows = Tensor();
+        saved.dh_norm = moe_->BackwardDispatch(model, batch, pass.scales.balance, saved.moe);
       }
       saved.dx =
           RmsNormBackwardInput(context, saved.dh_norm, saved.h,

@@ -27,14 +27,14 @@ class Block {
     Mla::Saved mla;
     Indexer::Saved indexer;
     Tensor ids_RK;
-    Tensor scores_RK;  // of the ids, by the indexer; empty where they are not kept
+    Tensor scores_RK;          // of the ids, by the indexer; empty where they are not kept
     Tensor h, h_rstd, h_norm;  // after attention
     Mlp::Saved mlp;
     Moe::Saved moe;
     Tensor mlp_out;           // dense MLP, or the experts' combined output
     Tensor shared_out;        // between experts and combine
     Tensor dx_norm, dh_norm;  // gradients of the norms' outputs
-    Tensor dy, drows, dx;     // between the backward's phases
+    Tensor dy, dx;            // between the backward's phases
     bool complete = false;    // false after a full recompute dropped all but x, ids and, sparse, h
   };
 

@@ -55,6 +55,10 @@ Tensor Slice(const ExpertRound& round, const Tensor& of_all) {
 
 bool OneRound(const ExpertPlan& plan) { return plan.rounds.size() == 1; }
 
+// Whether rows go to other ranks. Where they stay, the shared expert comes last, so that its
+// activations do not lie beside the experts'.
+bool RowsTravel(const ModelContext& model) { return model.axes.ep->size() > 1; }
+
 }  // namespace
 
 // --- The experts of this rank, on the rows of one round.
@@ -163,23 +167,30 @@ void Moe::Dispatch(const ModelContext& model, const Batch& batch, const Tensor& 
        .max_rows = model.options.expert_rows,
        .label = label_},
       saved.route.expert_ids_TA);
-  if (OneRound(saved.plan)) saved.experts.rows_ND = saved.plan.rounds[0].Dispatch(context, x_RD);
+  if (OneRound(saved.plan)) saved.sent = saved.plan.rounds[0].BeginDispatch(context, x_RD);
 }
 
 Tensor Moe::Experts(const ModelContext& model, Saved& saved) const {
+  Tensor shared_out;
+  const bool shared_first = shared_ && RowsTravel(model);
+  if (shared_first) shared_out = shared_->Forward(model, saved.x_RD, saved.shared);
   if (OneRound(saved.plan)) {
-    Expand(model, saved.plan.rounds[0], saved.x_RD, saved.experts);
+    const ExpertRound& round = saved.plan.rounds[0];
+    saved.experts.rows_ND = round.EndDispatch(model.context, std::exchange(saved.sent, {}));
+    Expand(model, round, saved.x_RD, saved.experts);
+    saved.sent = round.BeginCombine(model.context, saved.experts.out_ND, saved.route.weights_TA);
   } else {
     saved.y_RD = ForwardRounds(model, saved);
   }
-  return shared_ ? shared_->Forward(model, saved.x_RD, saved.shared) : Tensor();
+  if (shared_ && !shared_first) shared_out = shared_->Forward(model, saved.x_RD, saved.shared);
+  return shared_out;
 }
 
 Tensor Moe::Combine(const ModelContext& model, const Tensor& shared_out, Saved& saved) const {
-  const Tensor y_RD = OneRound(saved.plan)
-                          ? saved.plan.rounds[0].Combine(model.context, saved.experts.out_ND,
-                                                         saved.route.weights_TA)
-                          : saved.y_RD;
+  const Tensor y_RD = OneRound(saved.plan) ? saved.plan.rounds[0].EndCombine(
+                                                 model.context, std::exchange(saved.sent, {}),
+                                                 saved.route.weights_TA)
+                                           : saved.y_RD;
   saved.y_RD = Tensor();
   if (shared_) AddInPlace(model.context, y_RD, shared_out);
   return y_RD;
@@ -196,24 +207,47 @@ void Moe::BackwardCombine(const ModelContext& model, const Tensor& dy_RD, Saved&
   saved.dy_RD = dy_RD;
   if (!OneRound(saved.plan)) return;
   const ExpertRound& round = saved.plan.rounds[0];
-  if (saved.experts.out_ND.empty()) Expand(model, round, saved.x_RD, saved.experts);
-  const CombineGradients gradients =
-      round.CombineBackward(model.context, dy_RD, saved.experts.out_ND, saved.route.weights_TA);
-  saved.experts.dout_ND = gradients.dx_ND;
-  saved.dweights_RA = gradients.dweights_TA;
+  // What was dropped travels once more; a full recompute's Dispatch has sent it already.
+  if (saved.experts.rows_ND.empty() && saved.sent.rows.empty()) {
+    saved.sent = round.BeginDispatch(model.context, saved.x_RD);
+  }
+  saved.sent_back = round.BeginCombineBackward(model.context, dy_RD, saved.route.weights_TA);
 }
 
-Tensor Moe::BackwardExperts(const ModelContext& model, Saved& saved) const {
-  return OneRound(saved.plan) ? ExpertsBackwardInput(model, saved.plan.rounds[0], saved.experts)
-                              : BackwardRounds(model, saved);
-}
-
-Tensor Moe::BackwardDispatch(const ModelContext& model, const Batch& batch, const Tensor& dexperts,
-                             double balance_scale, Saved& saved) const {
+void Moe::BackwardExperts(const ModelContext& model, Saved& saved) const {
+  if (shared_ && RowsTravel(model)) {
+    saved.dshared_RD = shared_->BackwardInput(model, saved.dy_RD, saved.shared);
+  }
+  if (!OneRound(saved.plan)) {
+    saved.dx_RD = BackwardRounds(model, saved);
+    return;
+  }
   const Context& context = model.context;
-  const Tensor dx_RD =
-      OneRound(saved.plan) ? saved.plan.rounds[0].DispatchBackward(context, dexperts) : dexperts;
-  if (shared_) AddInPlace(context, dx_RD, shared_->BackwardInput(model, saved.dy_RD, saved.shared));
+  const ExpertRound& round = saved.plan.rounds[0];
+  ExpertRows& rows = saved.experts;
+  if (rows.rows_ND.empty()) {
+    rows.rows_ND = round.EndDispatch(context, std::exchange(saved.sent, {}));
+  }
+  if (rows.out_ND.empty()) Expand(model, round, saved.x_RD, rows);
+  const CombineGradients gradients =
+      round.EndCombineBackward(context, std::exchange(saved.sent_back, {}), rows.out_ND);
+  rows.dout_ND = gradients.dx_ND;
+  saved.dweights_RA = gradients.dweights_TA;
+  saved.sent = round.BeginDispatchBackward(context, ExpertsBackwardInput(model, round, rows));
+}
+
+Tensor Moe::BackwardDispatch(const ModelContext& model, const Batch& batch, double balance_scale,
+                             Saved& saved) const {
+  const Context& context = model.context;
+  const Tensor dx_RD = OneRound(saved.plan) ? saved.plan.rounds[0].EndDispatchBackward(
+                                                  context, std::exchange(saved.sent, {}))
+                                            : std::exchange(saved.dx_RD, {});
+  if (shared_) {
+    if (saved.dshared_RD.empty()) {
+      saved.dshared_RD = shared_->BackwardInput(model, saved.dy_RD, saved.shared);
+    }
+    AddInPlace(context, dx_RD, std::exchange(saved.dshared_RD, {}));
+  }
   Tensor dscores_RE;
   if (!saved.balance.counts_BE.empty() && balance_scale != 0) {
     dscores_RE = BalanceBackward(context, saved.route.scores_TE, batch.sequence_R,

@@ -4,14 +4,15 @@
 //   y = shared(x) + sum_a weight_a expert_{id_a}(x);   ids and weights from the gate
 //   (kernels/ops/router.h)
 // The work is cut in the phases that a pipeline can interleave with another microbatch: Dispatch
-// (gate, rows to experts), Experts (grouped GEMMs and the shared expert), Combine (rows back,
-// weighted). Experts lie on the ranks of ep; rows come and go by parallel/expert_exchange.h.
-// Where the rows to be held at once are bounded and exceed the bound, the exchange comes in several
-// rounds: then Experts and BackwardExperts run all of them, whole; nothing of a round is kept for
-// the backward, which sends the rows again, and the experts' weight gradients are formed there and
-// not in BackwardWeight.
-// Legend: R own tokens, E experts of all ranks, A experts per token, N rows at the rank's experts,
-// D hidden, F expert hidden, B sequences.
+// (gate, rows to experts), Experts (the shared expert, grouped GEMMs), Combine (rows back,
+// weighted). What a phase sends arrives in the next one, so it travels beside whatever is computed
+// between: the other microbatch, and the shared expert, which comes first where rows travel.
+// Experts lie on the ranks of ep; rows come and go by parallel/expert_exchange.h. Where the rows to
+// be held at once are bounded and exceed the bound, the exchange comes in several rounds: then
+// Experts and BackwardExperts run all of them, whole; nothing of a round is kept for the backward,
+// which sends the rows again, and the experts' weight gradients are formed there and not in
+// BackwardWeight. Legend: R own tokens, E experts of all ranks, A experts per token, N rows at the
+// rank's experts, D hidden, F expert hidden, B sequences.
 #pragma once
 
 #include <optional>
@@ -41,10 +42,14 @@ class Moe {
     RouterResult route;
     ExpertPlan plan;
     ExpertRows experts;  // of the only round; empty with several
-    Tensor y_RD;         // with several rounds: the routed experts' sum, from Experts to Combine
+    ExpertMessage sent;  // from one phase to the next, with one round
+    ExpertRound::CombineMessages sent_back;
+    Tensor y_RD;  // with several rounds: the routed experts' sum, from Experts to Combine
     Mlp::Saved shared;
     BalanceStats balance;  // of whole sequences; empty when the balance loss is off
     Tensor dy_RD, dweights_RA;
+    Tensor dx_RD;       // with several rounds, from BackwardExperts to BackwardDispatch
+    Tensor dshared_RD;  // where rows travel: of the shared expert's input
     Tensor dlogits_RE;  // for BackwardWeight
   };
 
@@ -57,11 +62,9 @@ class Moe {
   // The mirror: gradients of Combine, Experts and Dispatch; the last returns dx. `balance_scale` is
   // the weight of one sequence's balance loss in the step's loss.
   void BackwardCombine(const ModelContext& model, const Tensor& dy_RD, Saved& saved) const;
-  // For BackwardDispatch: the gradient of the rows at the experts; with several rounds of the own
-  // tokens.
-  Tensor BackwardExperts(const ModelContext& model, Saved& saved) const;
-  Tensor BackwardDispatch(const ModelContext& model, const Batch& batch, const Tensor& dexperts,
-                          double balance_scale, Saved& saved) const;
+  void BackwardExperts(const ModelContext& model, Saved& saved) const;
+  Tensor BackwardDispatch(const ModelContext& model, const Batch& batch, double balance_scale,
+                          Saved& saved) const;
   void BackwardWeight(const ModelContext& model, Saved& saved) const;
   void DropExpanded(Saved& saved) const;
 
