@@ -212,7 +212,7 @@ class ExpertPlanner {
     hop.recv_rows.clear();
     for (const auto& of_source : rows_SL) hop.recv_rows.push_back(Sum(of_source));
     const int64_t rows = Sum(hop.recv_rows);
-    const Context host = context_.device().kind == DeviceKind::kCpu ? context_ : Context::Cpu();
+    const Context host = context_.Host();
     const Tensor expert_N1 = host.Empty(DType::kI32, {rows, 1});
     int32_t* next = expert_N1.data<int32_t>();
     for (const auto& of_source : rows_SL) {

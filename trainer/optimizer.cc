@@ -86,7 +86,7 @@ void Optimizer::AddTrainingState(OptimizerShard& shard) {
   shard.m = context_.Zeros(moments, {shard.count});
   shard.v = context_.Zeros(moments, {shard.count});
   const DecayRanges ranges = RangesOf(parameters_, shard, config_.weight_decay);
-  const Context host = context_.device().kind == DeviceKind::kCpu ? context_ : Context::Cpu();
+  const Context host = context_.Host();
   const Tensor begin = host.Empty(DType::kI64, {static_cast<int64_t>(ranges.begin.size())});
   std::memcpy(begin.raw(), ranges.begin.data(), static_cast<size_t>(begin.bytes()));
   const Tensor decay = host.Empty(dtype, {static_cast<int64_t>(ranges.decay.size())});

@@ -72,6 +72,8 @@ class Context {
       : device_(device), pool_(std::move(pool)), cuda_(std::move(cuda)), stream_(stream) {}
   // A CPU context with a pool of its own.
   static Context Cpu() { return Context(Device{}, MakeHostPool()); }
+  // Itself on the CPU, else one of its own beside it.
+  Context Host() const { return device_.kind == DeviceKind::kCpu ? *this : Cpu(); }
   // A CPU context that computes nothing. `counter`, where given, outlives it and its copies.
   static Context Dry(OpCounter* counter = nullptr);
 

@@ -39,7 +39,8 @@ __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Tile whose first element is (column, row), in elements; its bytes land on `barrier`.
+// Tile whose first element is (column, row), in elements; its bytes land on `barrier`. The column
+// lies at a multiple of 16 bytes: from elsewhere the copy engine ends with an illegal instruction.
 __device__ __forceinline__ void TensorLoad(uint32_t shared, const CUtensorMap* map, int column,
                                            int row, uint64_t* barrier) {
   asm volatile(

@@ -8,7 +8,7 @@
 namespace baleen {
 
 Tensor IntTensor(const Context& context, const std::vector<int32_t>& values) {
-  const Context host = context.device().kind == DeviceKind::kCpu ? context : Context::Cpu();
+  const Context host = context.Host();
   const Tensor tensor = host.Empty(DType::kI32, {static_cast<int64_t>(values.size())});
   std::memcpy(tensor.raw(), values.data(), values.size() * sizeof(int32_t));
   return CopyToDevice(context, tensor);

@@ -28,9 +28,7 @@ struct StepStats {
     for (Tensor* scalar : {&stats.lm_loss_1, &stats.mtp_loss_1, &stats.balance_1}) {
       *scalar = context.Zeros(DType::kF64, {1});
     }
-    const bool on_host = context.device().kind == DeviceKind::kCpu;
-    stats.sampled_rows_L =
-        (on_host ? context : Context::Cpu()).Zeros(DType::kF64, {num_layers_with_mtp});
+    stats.sampled_rows_L = context.Host().Zeros(DType::kF64, {num_layers_with_mtp});
     for (Tensor* per_layer :
          {&stats.kl_L, &stats.mass_L, &stats.best_mass_L, &stats.recall_L, &stats.ties_L}) {
       *per_layer = context.Zeros(DType::kF64, {num_layers_with_mtp});
