@@ -10,22 +10,9 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-case ${1:-} in
-  -h | --help) print_help "${BASH_SOURCE[0]}" && exit 0 ;;
-  '' | -*) die $kExitUsage "launch/bench_ops.sh: no OUT_DIR; see launch/bench_ops.sh --help" ;;
-esac
-mkdir -p "$1"
-results=$(cd "$1" && pwd)
+start_bench "$@"
 shift
 wanted=${*:-sparse heads indexer dense products memory}
-binary=${BALEEN:-}
-for place in "$root/bin/baleen" "$root/dist/baleen/bin/baleen"; do
-  if [[ -z $binary && -x $place ]]; then binary=$place; fi
-done
-if [[ -z $binary ]]; then die $kExitEnvironment "launch/bench_ops.sh: no binary; make a bundle, or set BALEEN"; fi
-export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT:-1}"
-export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}"
-cd "$root"
 
 failed=0
 table() {  # table NAME PATTERNS WORDS...

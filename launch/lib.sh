@@ -5,6 +5,7 @@
 #   have        is there such a command
 #   num_cores   cores this process may use (affinity, cgroup quota)
 #   num_jobs    compilers that fit in cores and free memory at once
+#   start_bench what scripts that measure begin with
 # shellcheck shell=bash
 
 # shellcheck disable=SC2034  # used by the scripts that source this file
@@ -62,3 +63,24 @@ num_jobs() {
 }
 
 has_nvidia_gpu() { have nvidia-smi && nvidia-smi -L >/dev/null 2>&1; }
+
+# For `launch/x.sh OUT_DIR ...`: makes the folder and sets `results` to it, sets `binary` to $BALEEN, the bundle's or that of
+# dist/baleen, and goes to the root.
+start_bench() {  # start_bench "$@"
+  local script=${BASH_SOURCE[1]} place
+  local name=launch/${script##*/}
+  case ${1:-} in
+    -h | --help) print_help "$script" && exit 0 ;;
+    '' | -*) die $kExitUsage "$name: no OUT_DIR; see $name --help" ;;
+  esac
+  mkdir -p "$1"
+  results=$(cd "$1" && pwd)
+  binary=${BALEEN:-}
+  for place in "$root/bin/baleen" "$root/dist/baleen/bin/baleen"; do
+    if [[ -z $binary && -x $place ]]; then binary=$place; fi
+  done
+  if [[ -z $binary ]]; then die $kExitEnvironment "$name: no binary; make a bundle, or set BALEEN"; fi
+  export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT:-1}"
+  export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}"
+  cd "$root" || exit $kExitEnvironment
+}

@@ -30,7 +30,7 @@ class Scripts(unittest.TestCase):
                     self.assertRegex(file.read(), r"(?m)^set -(eu|u)o pipefail$", script)
 
     def test_help_is_the_comment_at_the_top(self):
-        for name in ("setup", "build", "test", "compare_runs", "bundle", "gpu_tests"):
+        for name in ("setup", "build", "test", "compare_runs", "bundle", "gpu_tests", "bench_ops", "bench_proxies"):
             answer = run("bash", f"launch/{name}.sh", "--help")
             self.assertEqual(answer.returncode, 0, answer.stderr)
             self.assertIn(f"launch/{name}.sh", answer.stdout)
@@ -43,6 +43,44 @@ class Scripts(unittest.TestCase):
         self.assertEqual(run("bash", "launch/bundle.sh", "--nonsense").returncode, 2)
         self.assertEqual(run("bash", "launch/bundle.sh", "configs").returncode, 2)  # not a bundle: stays
         self.assertEqual(run("bash", "launch/gpu_tests.sh", "--sanitize", "nonsense").returncode, 2)
+
+
+class Benches(unittest.TestCase):
+    """The scripts that measure, with a false binary."""
+
+    SCRIPTS = {"bench_ops": "memory", "bench_proxies": "step8"}
+
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.binary = os.path.join(self.folder, "baleen")
+
+    def bench(self, script, *words, exit_code=0):
+        with open(self.binary, "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\necho \"$@\"\nexit {exit_code}\n")
+        os.chmod(self.binary, 0o755)
+        return run("bash", f"launch/{script}.sh", *words, env={**os.environ, "BALEEN": self.binary})
+
+    def test_a_folder_and_known_words_are_wanted(self):
+        for script in self.SCRIPTS:
+            for words in ((), ("--nonsense",), (self.folder, "nonsense")):
+                answer = self.bench(script, *words)
+                self.assertEqual(answer.returncode, 2, words)
+                self.assertIn(f"launch/{script}.sh --help", answer.stderr)
+
+    def test_each_run_leaves_what_it_printed_in_the_folder(self):
+        for script, word in self.SCRIPTS.items():
+            results = os.path.join(self.folder, script)
+            self.assertEqual(self.bench(script, results, word).returncode, 0)
+            (printed,) = glob.glob(os.path.join(results, word + ".*"))
+            with open(printed, encoding="utf-8") as file:
+                self.assertRegex(file.read(), rf"^bench \w+ configs/run/.* --json {results}/{word}.json")
+
+    def test_a_run_that_fails_makes_the_script_fail(self):
+        for script, word in self.SCRIPTS.items():
+            answer = self.bench(script, self.folder, word, exit_code=7)
+            self.assertEqual(answer.returncode, 1)
+            self.assertIn("exit code 7", answer.stdout)
 
 
 class Setup(unittest.TestCase):
