@@ -4,20 +4,16 @@
 // bits over repeats), then both forms are timed. FLOPs: useful ones, 2 T H K (576 + 512).
 //
 //   packed_attention_bench [--check] [--quick] [--heads=H] [--keys=S] [--json=PATH]
-#include <cstring>
+#include <cstdio>
 #include <map>
 
 #include "kernels/bench/harness.cuh"
-#include "kernels/bench/sparse_attention_reference.h"
+#include "kernels/bench/sparse_attention_checks.cuh"
 #include "kernels/ops/sparse_attention_forward_cuda.h"
 #include "kernels/ops/sparse_attention_packs_cuda.h"
 
 namespace baleen::bench {
 namespace {
-
-constexpr float kScale = 0.1352337788608801f;
-constexpr int kC = kLatentAndRope, kV = kLatent;
-constexpr double kForwardFlopsPerPair = 2.0 * (kC + kV);
 
 struct Case {
   int tokens, heads, keys, selected, queries;  // of a pack
@@ -38,19 +34,6 @@ std::vector<int32_t> MixedIds(const Case& c, uint64_t seed) {
     std::copy_n(keys.begin() + begin, std::min(most, count), ids.begin() + size_t(t) * c.selected);
   }
   return ids;
-}
-
-std::vector<__nv_bfloat16> ToBf16(const std::vector<double>& values) {
-  std::vector<__nv_bfloat16> out(values.size());
-  for (size_t i = 0; i < values.size(); ++i) out[i] = __float2bfloat16(float(values[i]));
-  return out;
-}
-std::vector<double> RandomBf16(size_t count, uint64_t seed) {
-  std::vector<double> out(count);
-  for (size_t i = 0; i < count; ++i) {
-    out[i] = __bfloat162float(__float2bfloat16(float(NormalAt(seed, i))));
-  }
-  return out;
 }
 
 struct Buffers {
@@ -143,35 +126,13 @@ bool CheckForward(const Case& c, uint64_t seed) {
   b.q.Upload(ToBf16(p.q_THC));
   b.kv.Upload(ToBf16(p.kv_SC));
   b.ids.Upload(p.ids_TK);
-  bool good = true;
-  std::vector<__nv_bfloat16> first;
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    b.o.Poison();
-    b.lse.Poison();
+  char label[96];
+  std::snprintf(label, sizeof label, "forward T %3d H %3d S %4d K %4d n %d", c.tokens, c.heads,
+                c.keys, c.selected, c.queries);
+  return CheckForwardThrice(label, b.o, b.lse, expected, [&] {
     b.entries.Poison();
     b.Forward();
-    CheckLaunch("forward");
-    const std::vector<__nv_bfloat16> o = b.o.Download();
-    const std::vector<float> lse = b.lse.Download();
-    const double o_error = RelativeError(ToDouble(o), expected.o_THV);
-    double lse_error = 0;  // empty rows must be -inf exactly
-    for (size_t i = 0; i < lse.size(); ++i) {
-      const double difference = std::isinf(expected.lse_TH[i])
-                                    ? (lse[i] == expected.lse_TH[i] ? 0.0 : 1e9)
-                                    : std::abs(lse[i] - expected.lse_TH[i]);
-      lse_error = difference <= lse_error ? lse_error : difference;
-    }
-    if (repeat == 0) first = o;
-    const bool same = std::memcmp(o.data(), first.data(), o.size() * 2) == 0;
-    const bool pass = o_error < 8e-3 && lse_error < 1e-3 && same;
-    if (repeat == 0 || !pass) {
-      std::printf("check forward T %3d H %3d S %4d K %4d n %d: o %.2e lse %.2e %s%s\n", c.tokens,
-                  c.heads, c.keys, c.selected, c.queries, o_error, lse_error,
-                  pass ? "ok" : "FAILED", same ? "" : " (not reproducible)");
-    }
-    good = good && pass;
-  }
-  return good;
+  });
 }
 
 void TimeForward(Timer& timer, Case c, IdPattern pattern, double gemm, int repeats,

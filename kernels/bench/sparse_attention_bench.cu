@@ -8,16 +8,13 @@
 #include <cstring>
 
 #include "kernels/bench/harness.cuh"
-#include "kernels/bench/sparse_attention_reference.h"
+#include "kernels/bench/sparse_attention_checks.cuh"
 #include "kernels/ops/sparse_attention_backward_cuda.h"
 #include "kernels/ops/sparse_attention_forward_cuda.h"
 
 namespace baleen::bench {
 namespace {
 
-constexpr float kScale = 0.1352337788608801f;
-constexpr int kC = kLatentAndRope, kV = kLatent;
-constexpr double kForwardFlopsPerPair = 2.0 * (kC + kV);
 constexpr double kBackwardFlopsPerPair = 2.0 * (3 * kC + 2 * kV);
 
 struct Case {
@@ -44,20 +41,6 @@ std::vector<int32_t> MixedIds(const Case& c, uint64_t seed) {
 std::vector<float> ToFloat(const std::vector<double>& values) {
   return std::vector<float>(values.begin(), values.end());
 }
-std::vector<__nv_bfloat16> ToBf16(const std::vector<double>& values) {
-  std::vector<__nv_bfloat16> out(values.size());
-  for (size_t i = 0; i < values.size(); ++i)
-    out[i] = __float2bfloat16(static_cast<float>(values[i]));
-  return out;
-}
-std::vector<double> RandomBf16(size_t count, double scale, uint64_t seed) {
-  std::vector<double> out(count);
-  for (size_t i = 0; i < count; ++i) {
-    out[i] = __bfloat162float(__float2bfloat16(static_cast<float>(scale * NormalAt(seed, i))));
-  }
-  return out;
-}
-
 // Everything one backward call needs on the device.
 struct BackwardBuffers {
   BackwardBuffers(int tokens, int heads, int keys, int selected)
@@ -93,9 +76,9 @@ struct BackwardBuffers {
 
 SparseAttentionProblem RandomProblem(const Case& c, uint64_t seed) {
   SparseAttentionProblem p = {c.tokens, c.heads, c.keys, c.selected, kScale, {}, {}, {}, {}};
-  p.q_THC = RandomBf16(size_t(c.tokens) * c.heads * kC, 1, seed);
-  p.kv_SC = RandomBf16(size_t(c.keys) * kC, 1, seed + 1);
-  p.do_THV = RandomBf16(size_t(c.tokens) * c.heads * kV, 1, seed + 2);
+  p.q_THC = RandomBf16(size_t(c.tokens) * c.heads * kC, seed);
+  p.kv_SC = RandomBf16(size_t(c.keys) * kC, seed + 1);
+  p.do_THV = RandomBf16(size_t(c.tokens) * c.heads * kV, seed + 2);
   p.ids_TK = MixedIds(c, seed + 3);
   return p;
 }
@@ -121,34 +104,11 @@ bool CheckForward(const Case& c, uint64_t seed) {
   b.q.Upload(ToBf16(p.q_THC));
   b.kv.Upload(ToBf16(p.kv_SC));
   b.ids.Upload(p.ids_TK);
-  bool good = true;
-  std::vector<__nv_bfloat16> first;
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    b.o.Poison();
-    b.lse.Poison();
-    LaunchSparseAttentionForward(ForwardArgs(b), nullptr);
-    CheckLaunch("forward");
-    const std::vector<__nv_bfloat16> o = b.o.Download();
-    const std::vector<float> lse = b.lse.Download();
-    const double o_error = RelativeError(ToDouble(o), expected.o_THV);
-    double lse_error = 0;  // empty rows must be -inf exactly
-    for (size_t i = 0; i < lse.size(); ++i) {
-      const double difference = std::isinf(expected.lse_TH[i])
-                                    ? (lse[i] == expected.lse_TH[i] ? 0.0 : 1e9)
-                                    : std::abs(lse[i] - expected.lse_TH[i]);
-      lse_error = difference <= lse_error ? lse_error : difference;
-    }
-    if (repeat == 0) first = o;
-    const bool same = std::memcmp(o.data(), first.data(), o.size() * 2) == 0;
-    const bool pass = o_error < 8e-3 && lse_error < 1e-3 && same;
-    if (repeat == 0 || !pass) {
-      std::printf("check forward T %3d H %3d S %4d K %4d: o %.2e lse %.2e %s%s\n", c.tokens,
-                  c.heads, c.keys, c.selected, o_error, lse_error, pass ? "ok" : "FAILED",
-                  same ? "" : " (not reproducible)");
-    }
-    good = good && pass;
-  }
-  return good;
+  char label[96];
+  std::snprintf(label, sizeof label, "forward T %3d H %3d S %4d K %4d", c.tokens, c.heads, c.keys,
+                c.selected);
+  return CheckForwardThrice(label, b.o, b.lse, expected,
+                            [&] { LaunchSparseAttentionForward(ForwardArgs(b), nullptr); });
 }
 
 bool CheckBackward(const Case& c, uint64_t seed) {
@@ -171,7 +131,7 @@ bool CheckBackward(const Case& c, uint64_t seed) {
     workspace.Poison();
     b.dq.Poison();
     b.target.Poison();
-    const std::vector<double> before = RandomBf16(p.kv_SC.size(), 1, seed + 4);
+    const std::vector<double> before = RandomBf16(p.kv_SC.size(), seed + 4);
     b.dkv.Upload(ToFloat(before));
     LaunchSparseAttentionBackward(b.args, c.plan, workspace.get(), nullptr);
     CheckLaunch("backward");

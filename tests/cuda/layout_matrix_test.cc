@@ -324,10 +324,9 @@ TEST_F(LayoutMatrixOnRanks, ThreeAndMoreAxesEqualOneRank) {
 // Nothing in a step depends on who comes first: NCCL adds in an order of its own, always the same.
 TEST_F(LayoutMatrixOnRanks, TheSameLayoutTwiceGivesTheSameBits) {
   const int size = GpuWorld().size();
-  Layout layout;
+  Layout layout = {.data = size};
   if (size % 2 == 0) layout = {.tensor = 2, .expert = 2, .data = size / 2};
   if (size == 4) layout = {.context = 2, .expert = 2, .data = 2};
-  if (size % 2 == 1 && 8 % size != 0) GTEST_SKIP() << "8 samples do not divide by " << size;
   RigCase c = MakeGpuCase(RecipeKind::kSparse, layout);
   c.steps = 2;
   ASSERT_OK_AND_ASSIGN(const StepOutcome first, RunOneStep(c, GpuWorld(), Backend(nullptr, {})));

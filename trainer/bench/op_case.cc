@@ -17,7 +17,7 @@ namespace {
 absl::StatusOr<int64_t> Share(const char* what, int64_t total, const char* key, int64_t parts) {
   if (total % parts == 0) return total / parts;
   return ConfigError("baleen bench ops: ", what, " = ", total, " is not divisible by parallelism.",
-                     key, " = ", parts);
+                     key, " = ", parts, "; choose a divisor of ", total);
 }
 
 }  // namespace
