@@ -1,10 +1,14 @@
-# baleen_library(NAME name [EXCLUDE regex] [PUBLIC libs...] [PRIVATE libs...]): every .cc of the current folder.
+# baleen_library(NAME name [FOLDERS folders...] [EXCLUDE regex] [PUBLIC libs...] [PRIVATE libs...]): every .cc of the
+# current folder and of FOLDERS below it.
 function(baleen_library)
-  cmake_parse_arguments(ARG "" "NAME;EXCLUDE" "PUBLIC;PRIVATE" ${ARGN})
+  cmake_parse_arguments(ARG "" "NAME;EXCLUDE" "FOLDERS;PUBLIC;PRIVATE" ${ARGN})
   if(ARG_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "baleen_library: unknown words ${ARG_UNPARSED_ARGUMENTS}")
   endif()
-  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  set(patterns ${ARG_FOLDERS})
+  list(TRANSFORM patterns PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
+  list(TRANSFORM patterns APPEND /*.cc)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc ${patterns})
   if(ARG_EXCLUDE)
     list(FILTER sources EXCLUDE REGEX "${ARG_EXCLUDE}")
   endif()

@@ -25,16 +25,28 @@ void Communicator::AllReduce(absl::string_view label, const Tensor& tensor, Redu
   if (size_ > 1 && tensor.num_elements() > 0) DoAllReduce(tensor, op);
 }
 
-void Communicator::AllGather(absl::string_view label, const Tensor& part, const Tensor& whole) {
+void Communicator::CheckParts(absl::string_view label, const Tensor& part,
+                              const Tensor& whole) const {
   CHECK_EQ(part.num_elements() * size_, whole.num_elements()) << name_ << " " << std::string(label);
   CHECK(part.dtype() == whole.dtype()) << std::string(label);
+}
+
+void Communicator::AllGather(absl::string_view label, const Tensor& part, const Tensor& whole) {
+  CheckParts(label, part, whole);
   const Entry entry(*this, "AllGather", label, whole.bytes());
   if (whole.num_elements() > 0) DoAllGather(part, whole);
 }
 
+uint64_t Communicator::BeginAllGather(absl::string_view label, const Tensor& part,
+                                      const Tensor& whole) {
+  CheckParts(label, part, whole);
+  const Entry entry(*this, "AllGather", label, whole.bytes());
+  if (whole.num_elements() > 0) DoBeginAllGather(part, whole);
+  return current_call();
+}
+
 void Communicator::ReduceScatter(absl::string_view label, const Tensor& whole, const Tensor& part) {
-  CHECK_EQ(part.num_elements() * size_, whole.num_elements()) << name_ << " " << std::string(label);
-  CHECK(part.dtype() == whole.dtype()) << std::string(label);
+  CheckParts(label, part, whole);
   const Entry entry(*this, "ReduceScatter", label, whole.bytes());
   if (whole.num_elements() > 0) DoReduceScatter(whole, part);
 }

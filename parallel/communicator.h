@@ -44,12 +44,15 @@ class Communicator {
   void AllToAllV(absl::string_view label, const Tensor& send,
                  const std::vector<int64_t>& send_counts, const Tensor& recv,
                  const std::vector<int64_t>& recv_counts);
-  // As AllToAllV, beside what the caller computes: it starts when what was computed before is done.
-  // Until Wait of its number, which makes what is computed next wait for it, nobody touches the
-  // tensors. On the host it is AllToAllV.
+  // As AllToAllV, AllGather, beside what the caller computes: it starts when what was computed
+  // before is done. Until Wait of its number, which makes what is computed next wait for it and for
+  // all that was begun before it, nobody touches the tensors (of a gather: writes to the own part).
+  // On the host the call is done when it returns. An exchange is meant to be waited for soon, and
+  // does not queue behind the gathers.
   uint64_t BeginAllToAllV(absl::string_view label, const Tensor& send,
                           const std::vector<int64_t>& send_counts, const Tensor& recv,
                           const std::vector<int64_t>& recv_counts);
+  uint64_t BeginAllGather(absl::string_view label, const Tensor& part, const Tensor& whole);
   virtual void Wait(uint64_t /*call*/) {}
   void Broadcast(absl::string_view label, const Tensor& tensor, int root);
   void Send(absl::string_view label, const Tensor& tensor, int to);
@@ -85,6 +88,9 @@ class Communicator {
 
   virtual void DoAllReduce(const Tensor& tensor, ReduceOp op) = 0;
   virtual void DoAllGather(const Tensor& part, const Tensor& whole) = 0;
+  virtual void DoBeginAllGather(const Tensor& part, const Tensor& whole) {
+    DoAllGather(part, whole);
+  }
   virtual void DoReduceScatter(const Tensor& whole, const Tensor& part) = 0;
   virtual void DoAllToAllV(const Tensor& send, const std::vector<int64_t>& send_counts,
                            const Tensor& recv, const std::vector<int64_t>& recv_counts) = 0;
@@ -98,6 +104,7 @@ class Communicator {
   virtual void DoBarrier() = 0;
 
  private:
+  void CheckParts(absl::string_view label, const Tensor& part, const Tensor& whole) const;
   void CheckCounts(absl::string_view label, const Tensor& send,
                    const std::vector<int64_t>& send_counts, const Tensor& recv,
                    const std::vector<int64_t>& recv_counts) const;

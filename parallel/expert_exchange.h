@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "kernels/core/context.h"
-#include "kernels/ops/permute.h"
+#include "kernels/ops/moe/permute.h"
 #include "parallel/communicator.h"
 
 namespace baleen {

@@ -4,7 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/check.h"
 #include "kernels/core/transfer.h"
-#include "kernels/ops/router.h"
+#include "kernels/ops/moe/router.h"
 #include "parallel/expert_exchange.h"
 
 namespace baleen {

@@ -163,14 +163,22 @@ class NcclCommunicator : public Communicator {
     if (OnHost(send, recv, current_label())) {
       return host_->AllToAllV(current_label(), send, send_counts, recv, recv_counts);
     }
-    void* const stream = cuda().exchange_stream();
-    cuda().Order(stream, cuda().Record(cuda().compute_stream()));
     if (beside_ || !sent_.empty()) {
-      cuda().Order(stream, cuda().Record(cuda().communication_stream()));
+      cuda().Order(cuda().exchange_stream(), cuda().Record(cuda().communication_stream()));
     }
-    Check(Exchange(send, send_counts, recv, recv_counts, static_cast<cudaStream_t>(stream)),
-          "call");
-    begun_.push_back({current_call(), {send, recv}, MarkDone(stream)});
+    Begin({send, recv}, cuda().exchange_stream(), [&](cudaStream_t stream) {
+      return Exchange(send, send_counts, recv, recv_counts, stream);
+    });
+  }
+
+  void DoBeginAllGather(const Tensor& part, const Tensor& whole) override {
+    if (OnHost(part, whole, current_label())) {
+      return host_->AllGather(current_label(), part, whole);
+    }
+    Begin({part, whole}, cuda().communication_stream(), [&](cudaStream_t stream) {
+      if (size() == 1) return CopyBytes(whole.raw(), part.raw(), part.bytes(), stream);
+      return ncclAllGather(part.raw(), whole.raw(), part.bytes(), ncclUint8, comm(), stream);
+    });
   }
 
   void DoBroadcast(const Tensor& tensor, int root) override {
@@ -200,12 +208,14 @@ class NcclCommunicator : public Communicator {
   }
 
   void Wait(uint64_t call) override {
-    while (!begun_.empty() && begun_.front().call <= call) {
-      // The last of those waited for ends last: one stream.
-      const bool last = begun_.size() == 1 || begun_[1].call > call;
-      if (last) cuda().Order(cuda().compute_stream(), *begun_.front().done);
-      begun_.pop_front();
+    const Begun* last = nullptr;
+    for (const Begun& begun : begun_) {
+      if (begun.call <= call) last = &begun;
     }
+    if (last == nullptr) return;
+    // The last of those waited for ends last: each began behind the one before it.
+    cuda().Order(cuda().compute_stream(), *last->done);
+    while (!begun_.empty() && begun_.front().call <= call) begun_.pop_front();
   }
 
   void DoBarrier() override { host_->Barrier(current_label()); }
@@ -249,6 +259,17 @@ class NcclCommunicator : public Communicator {
     if (!begun_.empty()) cuda().Order(stream, *begun_.back().done);
     Check(call(static_cast<cudaStream_t>(stream)), "call");
     MarkDone(stream);
+  }
+
+  // Enqueues `call` on `stream`, behind what was computed and begun before.
+  template <typename Call>
+  void Begin(std::vector<Tensor> tensors, void* stream, Call call) {
+    cuda().Order(stream, cuda().Record(cuda().compute_stream()));
+    if (!begun_.empty() && begun_.back().stream != stream) {
+      cuda().Order(stream, *begun_.back().done);
+    }
+    Check(call(static_cast<cudaStream_t>(stream)), "call");
+    begun_.push_back({current_call(), std::move(tensors), stream, MarkDone(stream)});
   }
 
   // Ranges to and from every rank at once; counts in elements, ranges in rank order.
@@ -301,6 +322,7 @@ class NcclCommunicator : public Communicator {
   struct Begun {
     uint64_t call;
     std::vector<Tensor> tensors;
+    void* stream;
     std::shared_ptr<CudaEvent> done;
   };
 

@@ -3,10 +3,11 @@
 // more than one rank is made (kernels/core/shared_library.h).
 //
 // Order on the device. Collectives run on the compute stream, between the ops around them; from
-// Fork to Join on the communication stream. Send and Recv run on the communication stream: the ops
-// after a Recv wait for it, nothing waits for a Send, which holds its tensor until it is done. The
-// host waits for none of them; errors of other ranks are noticed while it waits for the device
-// (CudaDevice::HostWait): the record is printed, NCCL aborted and every rank stopped.
+// Fork to Join, and when begun as gathers, on the communication stream; begun exchanges on the
+// exchange stream. Send and Recv run on the communication stream: the ops after a Recv wait for it,
+// nothing waits for a Send, which holds its tensor until it is done. The host waits for none of
+// them; errors of other ranks are noticed while it waits for the device (CudaDevice::HostWait): the
+// record is printed, NCCL aborted and every rank stopped.
 //
 // NCCL wants a GPU per rank. Several ranks share one, as tests do, when each has an NCCL_HOSTID of
 // its own and NCCL_SOCKET_IFNAME=lo: launch/one_gpu_rank.sh sets them.

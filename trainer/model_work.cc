@@ -58,8 +58,7 @@ PipelineWork::Both ModelWork::ForwardBackward(int forward_part, int forward_micr
 }
 
 Tensor ModelWork::EmptyActivation() {
-  const DType dtype = context_.parameters.buffer(ParameterGroup::kMain).value.dtype();
-  return context_.context.Empty(dtype, {batches_.front().num_rows(), context_.config.hidden_size});
+  return context_.context.Empty(context_.parameters.dtype(), {batches_.front().num_rows(), context_.config.hidden_size});
 }
 
 }  // namespace baleen

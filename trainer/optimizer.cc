@@ -38,7 +38,7 @@ DecayRanges RangesOf(const ParameterStore& parameters, const OptimizerShard& sha
   for (const int id : parameters.buckets()[shard.bucket].parameters) {
     const Parameter& parameter = parameters.at(id);
     const Overlap own =
-        Meet(parameter.begin, parameter.value.num_elements(), shard.begin, shard.count);
+        Meet(parameter.begin, parameter.num_elements(), shard.begin, shard.count);
     if (own.count() <= 0) continue;
     if (own.begin - shard.begin > end) add(end, 0);
     add(own.begin - shard.begin, parameter.weight_decay ? weight_decay : 0);
@@ -51,16 +51,15 @@ DecayRanges RangesOf(const ParameterStore& parameters, const OptimizerShard& sha
 
 }  // namespace
 
-Optimizer::Optimizer(Context& context, const ParameterStore& parameters,
+Optimizer::Optimizer(Context& context, ParameterStore& parameters,
                      const OptimizerConfig& config, const std::vector<ParameterGroup>& trained,
                      const GridCommunicators& grid, Communicator& world)
     : context_(context), parameters_(parameters), config_(config), world_(world) {
   const ScopedUse use(context, "optimizer");
-  shard_of_parameter_.assign(parameters.size(), -1);
   const std::vector<Bucket>& buckets = parameters.buckets();
   for (size_t index = 0; index < buckets.size(); ++index) {
     const Bucket& bucket = buckets[index];
-    const Tensor& values = parameters.buffer(bucket.group).value;
+    const Tensor values = parameters.bucket_values(static_cast<int>(index));
     OptimizerShard shard;
     shard.group = bucket.group;
     shard.axis = &AxisOf(bucket.group, grid);
@@ -69,15 +68,23 @@ Optimizer::Optimizer(Context& context, const ParameterStore& parameters,
     shard.count = bucket.count / shard.axis->size();
     shard.begin = bucket.begin + shard.count * shard.axis->rank();
     const bool rounded = values.dtype() != StatisticsOf(values.dtype());
-    if (!rounded) shard.master = values.Flat(shard.begin, shard.count);
+    if (!rounded) shard.master = ShareOf(shard, values);
     if (std::find(trained.begin(), trained.end(), bucket.group) != trained.end()) {
       if (rounded) shard.master = context.Zeros(StatisticsOf(values.dtype()), {shard.count});
       AddTrainingState(shard);
+      update_order_.push_back(shard.bucket);
     }
-    for (const int id : bucket.parameters) shard_of_parameter_[id] = shard.bucket;
     shards_.push_back(std::move(shard));
   }
+  // Modules declare their parameters in the order of the forward.
+  std::sort(update_order_.begin(), update_order_.end(), [&](int a, int b) {
+    return buckets[a].parameters.front() < buckets[b].parameters.front();
+  });
   missing_.assign(shards_.size(), 0);
+}
+
+Tensor Optimizer::ShareOf(const OptimizerShard& shard, const Tensor& bucket) const {
+  return bucket.Flat(shard.begin - parameters_.buckets()[shard.bucket].begin, shard.count);
 }
 
 void Optimizer::AddTrainingState(OptimizerShard& shard) {
@@ -111,14 +118,14 @@ void Optimizer::AddTrainingState(OptimizerShard& shard) {
 void Optimizer::SetValues(int id, int64_t first, const Tensor& values, Origin origin) {
   const Parameter& parameter = parameters_.at(id);
   const int64_t count = values.num_elements(), begin = parameter.begin + first;
-  const Tensor& buffer = parameters_.buffer(parameter.group).value;
-  CHECK(values.dtype() == StatisticsOf(buffer.dtype()) && values.device() == Device{} &&
-        first + count <= parameter.value.num_elements())
+  const Tensor value = parameters_.value(id).Reshaped({parameter.num_elements()});
+  CHECK(values.dtype() == StatisticsOf(value.dtype()) && values.device() == Device{} &&
+        first + count <= value.num_elements())
       << parameter.name << " from " << first << ": " << values.DebugString();
   const Tensor on_device = CopyToDevice(context_, values.Reshaped({count}));
-  Copy(context_, InDtype(context_, on_device, buffer.dtype()), buffer.Flat(begin, count));
-  OptimizerShard& shard = shards_[shard_of_parameter_[id]];
-  if (buffer.dtype() == values.dtype()) return;  // the master is that range itself
+  Copy(context_, InDtype(context_, on_device, value.dtype()), value.Flat(first, count));
+  OptimizerShard& shard = shards_[parameter.bucket];
+  if (value.dtype() == values.dtype()) return;  // the master is that range itself
   const Overlap own = Meet(begin, count, shard.begin, shard.count);
   if (own.count() <= 0) return;
   if (shard.master.empty()) {
@@ -132,26 +139,24 @@ void Optimizer::SetValues(int id, int64_t first, const Tensor& values, Origin or
 void Optimizer::ZeroGradients() {
   for (const OptimizerShard& shard : shards_) {
     if (!shard.trains()) continue;
-    const Bucket& bucket = parameters_.buckets()[shard.bucket];
-    FillZero(context_, parameters_.buffer(shard.group).grad.Flat(bucket.begin, bucket.count));
-    missing_[shard.bucket] = static_cast<int>(bucket.parameters.size());
+    FillZero(context_, parameters_.bucket_gradients(shard.bucket));
+    missing_[shard.bucket] =
+        static_cast<int>(parameters_.buckets()[shard.bucket].parameters.size());
   }
 }
 
 void Optimizer::GradientsReady(int first, int end) {
   for (int id = first; id < end; ++id) {
-    OptimizerShard& shard = shards_[shard_of_parameter_[id]];
+    OptimizerShard& shard = shards_[parameters_.at(id).bucket];
     if (!shard.trains() || shard.group == ParameterGroup::kEmbedding) continue;
     if (--missing_[shard.bucket] == 0) Reduce(shard);
   }
 }
 
 void Optimizer::Reduce(OptimizerShard& shard) {
-  const Bucket& bucket = parameters_.buckets()[shard.bucket];
-  const Tensor& grad = parameters_.buffer(shard.group).grad;
+  const Tensor gradients = parameters_.bucket_gradients(shard.bucket);
   shard.axis->Fork();  // the backward goes on beside it
-  shard.axis->ReduceScatter("gradients", grad.Flat(bucket.begin, bucket.count),
-                            grad.Flat(shard.begin, shard.count));
+  shard.axis->ReduceScatter("gradients", gradients, ShareOf(shard, gradients));
   missing_[shard.bucket] = 0;
 }
 
@@ -168,7 +173,7 @@ void Optimizer::ComputeNorms() {
   }
   for (const OptimizerShard& shard : shards_) {
     if (!shard.trains()) continue;
-    AddSumOfSquares(context_, parameters_.buffer(shard.group).grad.Flat(shard.begin, shard.count),
+    AddSumOfSquares(context_, ShareOf(shard, parameters_.bucket_gradients(shard.bucket)),
                     ClipOf(shard.group).sum_of_squares_1);
   }
   // A group's axis is all ranks that hold the same elements, and own ranges are disjoint over it:
@@ -191,30 +196,26 @@ void Optimizer::Update(double lr, int64_t step) {
                            .eps = config_.eps,
                            .weight_decay = 0,  // by range
                            .step = step};
-  for (const OptimizerShard& shard : shards_) {
-    if (!shard.trains()) continue;
-    const FlatBuffer& buffer = parameters_.buffer(shard.group);
-    const bool rounded = buffer.value.dtype() != shard.master.dtype();
-    AdamwUpdate(context_, params,
-                {.param = shard.master,
-                 .grad = buffer.grad.Flat(shard.begin, shard.count),
-                 .m = shard.m,
-                 .v = shard.v,
-                 .working = rounded ? buffer.value.Flat(shard.begin, shard.count) : Tensor(),
-                 .decay_begin_N1 = shard.decay_begin_N1,
-                 .decay_N = shard.decay_N},
-                ClipOf(shard.group).control_2);
+  for (const int index : update_order_) {
+    const OptimizerShard& shard = shards_[index];
+    UpdateShard(shard, params);
+    parameters_.BeginGather(shard.bucket, *shard.axis);
   }
 }
 
-void Optimizer::GatherParameters() {
-  for (const OptimizerShard& shard : shards_) {
-    if (!shard.trains()) continue;
-    const Bucket& bucket = parameters_.buckets()[shard.bucket];
-    const Tensor& value = parameters_.buffer(shard.group).value;
-    shard.axis->AllGather("parameters", value.Flat(shard.begin, shard.count),
-                          value.Flat(bucket.begin, bucket.count));
-  }
+void Optimizer::UpdateShard(const OptimizerShard& shard, const AdamwParams& params) {
+  // Asked for in any case: the last update's gather has read the share when this one writes it.
+  const Tensor values = ShareOf(shard, parameters_.bucket_values(shard.bucket));
+  const bool rounded = values.dtype() != shard.master.dtype();
+  AdamwUpdate(context_, params,
+              {.param = shard.master,
+               .grad = ShareOf(shard, parameters_.bucket_gradients(shard.bucket)),
+               .m = shard.m,
+               .v = shard.v,
+               .working = rounded ? values : Tensor(),
+               .decay_begin_N1 = shard.decay_begin_N1,
+               .decay_N = shard.decay_N},
+              ClipOf(shard.group).control_2);
 }
 
 std::optional<double> Optimizer::Norm(ClipGroup group) const {

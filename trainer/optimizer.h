@@ -6,9 +6,10 @@
 //   ReduceGradients   the buckets that are left: each rank then has the sum of its own ranges
 //   ComputeNorms      global norms of the two clip groups (main = all but the indexers, indexer),
 //                     each element counted once
-//   Update            AdamW on the own ranges; clip scale and the non-finite flag are read from
-//                     device memory
-//   GatherParameters  all-gather of the values
+//   Update            AdamW on the own ranges, bucket by bucket in the order in which a forward
+//                     needs them; clip scale and the non-finite flag are read from device memory.
+//                     Each bucket's values are gathered behind its AdamW, beside that of the next
+//                     ones and what else is computed until somebody asks for a value of it
 #pragma once
 
 #include <array>
@@ -43,7 +44,7 @@ enum class ClipGroup : uint8_t { kMain, kIndexer };
 
 class Optimizer {
  public:
-  Optimizer(Context& context, const ParameterStore& parameters, const OptimizerConfig& config,
+  Optimizer(Context& context, ParameterStore& parameters, const OptimizerConfig& config,
             const std::vector<ParameterGroup>& trained, const GridCommunicators& grid,
             Communicator& world);
 
@@ -63,7 +64,6 @@ class Optimizer {
   void ComputeNorms();
   // `step` counts updates of this optimizer from 1 (Adam's bias correction).
   void Update(double lr, int64_t step);
-  void GatherParameters();
 
   // Gradient norms of the last ComputeNorms, before clipping; nothing for a group that does not
   // train. Waits for the device: the step asks it with the metrics.
@@ -83,14 +83,17 @@ class Optimizer {
   };
   void AddTrainingState(OptimizerShard& shard);
   void Reduce(OptimizerShard& shard);
+  void UpdateShard(const OptimizerShard& shard, const AdamwParams& params);
+  // Of a tensor of the shard's bucket, the share.
+  Tensor ShareOf(const OptimizerShard& shard, const Tensor& bucket) const;
   Clip& ClipOf(ParameterGroup group) { return clips_[group == ParameterGroup::kIndexer ? 1 : 0]; }
 
   Context& context_;
-  const ParameterStore& parameters_;
+  ParameterStore& parameters_;
   OptimizerConfig config_;
   Communicator& world_;
   std::vector<OptimizerShard> shards_;
-  std::vector<int> shard_of_parameter_;
+  std::vector<int> update_order_;  // of the shards that train
   std::vector<int> missing_;  // by shard: parameters whose gradients are not complete
   std::array<Clip, 2> clips_;
 };

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
-#include "kernels/ops/attention_speed.h"
+#include "kernels/ops/attention/attention_speed.h"
 
 namespace baleen {
 

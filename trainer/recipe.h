@@ -47,7 +47,7 @@ struct AttentionCost {
 // On the CPU multiply-adds of a head, forward: its definitions do as many a second in both forms.
 AttentionCost SelectedAttentionCost(const ModelConfig& model, int64_t seq_length);
 // On GPUs microseconds of `heads` heads, forward and backward, at the kernels' measured speeds
-// (kernels/ops/attention_speed.h).
+// (kernels/ops/attention/attention_speed.h).
 AttentionCost SelectedAttentionCostOnGpu(const ModelConfig& model, int64_t seq_length,
                                          int64_t heads, DType dtype);
 

@@ -7,7 +7,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/transfer.h"
-#include "kernels/ops/router.h"
+#include "kernels/ops/moe/router.h"
 #include "parallel/agree.h"
 #include "parallel/pipeline_engine.h"
 #include "trainer/make_batch.h"

@@ -24,7 +24,7 @@ std::optional<StatePiece> PieceOf(const Parameter& parameter, const OptimizerSha
                                   const std::string& prefix, const Tensor& flat) {
   const int64_t first = std::max(parameter.begin, shard.begin);
   const int64_t last =
-      std::min(parameter.begin + parameter.value.num_elements(), shard.begin + shard.count);
+      std::min(parameter.begin + parameter.num_elements(), shard.begin + shard.count);
   if (first >= last) return std::nullopt;
   StatePiece piece;
   piece.name = prefix + parameter.name;

@@ -1,6 +1,6 @@
 #include "trainer/training_stage.h"
 
-#include "kernels/ops/fp8_check.h"
+#include "kernels/ops/linear/fp8_check.h"
 #include "parallel/agree.h"
 #include "parallel/pipeline_engine.h"
 

@@ -22,12 +22,12 @@
 
 #include "kernels/core/cuda_context.h"
 #include "kernels/core/transfer.h"
-#include "kernels/ops/attention.h"
-#include "kernels/ops/attention_cudnn.h"
-#include "kernels/ops/attention_segments.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/attention/attention_cudnn.h"
+#include "kernels/ops/attention/attention_segments.h"
+#include "kernels/ops/attention/masked_attention_gpu.h"
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/masked_attention_gpu.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 
 namespace baleen {
 namespace {

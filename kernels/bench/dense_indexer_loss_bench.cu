@@ -12,7 +12,7 @@
 
 #include "kernels/bench/dense_indexer_loss_reference.h"
 #include "kernels/bench/harness.cuh"
-#include "kernels/ops/dense_indexer_loss_cuda.h"
+#include "kernels/ops/indexer/dense_indexer_loss_cuda.h"
 
 namespace baleen::bench {
 namespace {

@@ -10,11 +10,11 @@
 
 #include "kernels/bench/harness.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/ops/fp8_grouped_cuda.h"
-#include "kernels/ops/fp8_linear_cuda.h"
-#include "kernels/ops/fp8_quantise_cuda.h"
-#include "kernels/ops/grouped_matmul_cuda.h"
-#include "kernels/ops/matmul_cuda.h"
+#include "kernels/ops/linear/fp8_grouped_cuda.h"
+#include "kernels/ops/linear/fp8_linear_cuda.h"
+#include "kernels/ops/linear/fp8_quantise_cuda.h"
+#include "kernels/ops/linear/grouped_matmul_cuda.h"
+#include "kernels/ops/linear/matmul_cuda.h"
 
 namespace baleen::bench {
 namespace {

@@ -14,8 +14,8 @@
 #include "kernels/bench/gemm_reference.cuh"
 #include "kernels/bench/harness.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/ops/grouped_matmul_cuda.h"
-#include "kernels/ops/matmul_cuda.h"
+#include "kernels/ops/linear/grouped_matmul_cuda.h"
+#include "kernels/ops/linear/matmul_cuda.h"
 
 namespace baleen::bench {
 namespace {

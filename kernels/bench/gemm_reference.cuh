@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "kernels/ops/grouped_matmul_cuda.h"
-#include "kernels/ops/matmul_cuda.h"
+#include "kernels/ops/linear/grouped_matmul_cuda.h"
+#include "kernels/ops/linear/matmul_cuda.h"
 
 namespace baleen::bench {
 

@@ -13,9 +13,9 @@
 
 #include "kernels/bench/harness.cuh"
 #include "kernels/bench/indexer_reference.h"
-#include "kernels/ops/indexer_backward_cuda.h"
-#include "kernels/ops/indexer_scores_cuda.h"
-#include "kernels/ops/topk_select_cuda.h"
+#include "kernels/ops/indexer/indexer_backward_cuda.h"
+#include "kernels/ops/indexer/indexer_scores_cuda.h"
+#include "kernels/ops/indexer/topk_select_cuda.h"
 
 namespace baleen::bench {
 namespace {

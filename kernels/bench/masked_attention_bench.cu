@@ -11,10 +11,10 @@
 
 #include "kernels/bench/harness.cuh"
 #include "kernels/bench/masked_attention_reference.h"
-#include "kernels/ops/masked_attention_backward_cuda.h"
-#include "kernels/ops/masked_attention_forward_cuda.h"
-#include "kernels/ops/masked_attention_schedule_cuda.h"
-#include "kernels/ops/masked_attention_target_cuda.h"
+#include "kernels/ops/attention/masked_attention_backward_cuda.h"
+#include "kernels/ops/attention/masked_attention_forward_cuda.h"
+#include "kernels/ops/attention/masked_attention_schedule_cuda.h"
+#include "kernels/ops/attention/masked_attention_target_cuda.h"
 
 namespace baleen::bench {
 namespace {

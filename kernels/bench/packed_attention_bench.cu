@@ -9,8 +9,8 @@
 
 #include "kernels/bench/harness.cuh"
 #include "kernels/bench/sparse_attention_checks.cuh"
-#include "kernels/ops/sparse_attention_forward_cuda.h"
-#include "kernels/ops/sparse_attention_packs_cuda.h"
+#include "kernels/ops/attention/sparse_attention_forward_cuda.h"
+#include "kernels/ops/attention/sparse_attention_packs_cuda.h"
 
 namespace baleen::bench {
 namespace {

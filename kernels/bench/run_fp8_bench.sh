@@ -8,7 +8,7 @@ build=${BUILD:-/tmp/baleen-fp8-bench}
 mkdir -p "$build"
 
 objects=() pids=()
-for source in kernels/bench/fp8_bench.cu kernels/ops/{fp8_quantise,fp8_linear,fp8_grouped,matmul,grouped_matmul}_cuda.cu; do
+for source in kernels/bench/fp8_bench.cu kernels/ops/linear/{fp8_quantise,fp8_linear,fp8_grouped,matmul,grouped_matmul}_cuda.cu; do
   objects+=("$build/$(basename "$source" .cu).o")
   nvcc -std=c++20 -I. -gencode=arch=compute_90a,code=sm_90a -O3 -c "$source" -o "${objects[-1]}" &
   pids+=($!)

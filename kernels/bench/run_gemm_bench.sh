@@ -10,7 +10,7 @@ words=("$@")
 [ ${#words[@]} -gt 0 ] || words=(check grouped dense)  # in this order: dense warms the card most
 
 objects=() pids=()
-for source in kernels/bench/gemm_bench.cu kernels/ops/matmul_cuda.cu kernels/ops/grouped_matmul_cuda.cu; do
+for source in kernels/bench/gemm_bench.cu kernels/ops/linear/matmul_cuda.cu kernels/ops/linear/grouped_matmul_cuda.cu; do
   objects+=("$build/$(basename "$source" .cu).o")
   nvcc -std=c++20 -I. -gencode=arch=compute_90a,code=sm_90a -O3 -c "$source" -o "${objects[-1]}" &
   pids+=($!)

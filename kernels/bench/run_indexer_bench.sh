@@ -9,8 +9,8 @@ words=("$@")
 [ ${#words[@]} -gt 0 ] || words=(check topk backward scores gemm)
 
 objects=() pids=()
-for source in kernels/bench/indexer_bench.cu kernels/ops/topk_select_cuda.cu \
-              kernels/ops/indexer_*_cuda.cu; do
+for source in kernels/bench/indexer_bench.cu kernels/ops/indexer/topk_select_cuda.cu \
+              kernels/ops/indexer/indexer_*_cuda.cu; do
   objects+=("$build/$(basename "$source" .cu).o")
   nvcc -std=c++20 -I. -gencode=arch=compute_90a,code=sm_90a -O3 -c "$source" -o "${objects[-1]}" &
   pids+=($!)

@@ -27,6 +27,8 @@ ALLOWED = {
     "trainer/bench": ["trainer", "trainer/model", "checkpoints", "data", "parallel", "configs/schema", "kernels/ops",
                       "kernels/core"],
 }
+# Folders that only sort a box's files: they belong to the box above.
+GROUPS = ["kernels/ops/attention", "kernels/ops/indexer", "kernels/ops/linear", "kernels/ops/moe"]
 # Libraries that stay behind one box's door. Others (Abseil, JSON) are free, but see below for device code.
 DOORS = {
     "mpi.h": ["parallel"],
@@ -63,6 +65,11 @@ def walk(root):
             yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
 
 
+def box_of(path):
+    folder = os.path.dirname(path)
+    return os.path.dirname(folder) if folder in GROUPS else folder
+
+
 def read(root, path):
     with open(os.path.join(root, path), encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
@@ -76,8 +83,8 @@ def check_device_include(included, quoted):
     if included.startswith(HOST_LIBRARIES):
         return f"device code includes {included}: it may include CUDA, kernels/cuda and its own *_cuda.h only"
     if quoted and not (included.startswith("kernels/cuda/")
-                       or re.match(r"kernels/ops/\w+(_cuda\.h|\.cuh)$", included)):
-        return f"device code includes {included}: allowed are kernels/cuda/*, kernels/ops/*_cuda.h, kernels/ops/*.cuh"
+                       or re.match(r"kernels/ops/(\w+/)?\w+(_cuda\.h|\.cuh)$", included)):
+        return f"device code includes {included}: allowed are kernels/cuda/*, *_cuda.h and *.cuh of kernels/ops"
     return None
 
 
@@ -104,14 +111,14 @@ def check_include(box, path, included, quoted, top_folders):
             return f"{box} includes {included}: only {', '.join(boxes)} may"
     if not own:
         return None
-    target = os.path.dirname(included)
+    target = box_of(included)
     if target != box and target not in ALLOWED[box]:
         return f"{box} includes {included}: it may include only {', '.join([box] + ALLOWED[box])}"
     return None
 
 
 def check_code(root, path, text, top_folders):
-    box = os.path.dirname(path)
+    box = box_of(path)
     if box not in ALLOWED and not box.startswith("tests"):
         yield f"{path}:1: the folder {box or '.'} is no box of the architecture (docs/architecture.md)"
         return

@@ -7,10 +7,10 @@
 
 #include <string>
 
-#include "kernels/ops/attention.h"
-#include "kernels/ops/indexer_loss.h"
-#include "kernels/ops/indexer_scores.h"
-#include "kernels/ops/topk_select.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/indexer/indexer_loss.h"
+#include "kernels/ops/indexer/indexer_scores.h"
+#include "kernels/ops/indexer/topk_select.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen::testing {

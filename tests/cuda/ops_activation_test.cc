@@ -1,6 +1,6 @@
 // SwiGLU, RoPE, Hadamard and FP8 rounding on the GPU.
-#include "kernels/ops/fp8_simulate.h"
 #include "kernels/ops/hadamard.h"
+#include "kernels/ops/indexer/fp8_simulate.h"
 #include "kernels/ops/rope.h"
 #include "kernels/ops/swiglu.h"
 #include "tests/cuda/ops_support.h"

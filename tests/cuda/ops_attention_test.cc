@@ -13,10 +13,10 @@
 #include <limits>
 #include <string>
 
-#include "kernels/ops/attention.h"
-#include "kernels/ops/attention_cudnn.h"
-#include "kernels/ops/attention_segments.h"
-#include "kernels/ops/masked_attention_gpu.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/attention/attention_cudnn.h"
+#include "kernels/ops/attention/attention_segments.h"
+#include "kernels/ops/attention/masked_attention_gpu.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

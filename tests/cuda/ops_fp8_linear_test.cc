@@ -11,9 +11,9 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/ops/fp8_check.h"
-#include "kernels/ops/fp8_grouped_cuda.h"
-#include "kernels/ops/fp8_linear.h"
+#include "kernels/ops/linear/fp8_check.h"
+#include "kernels/ops/linear/fp8_grouped_cuda.h"
+#include "kernels/ops/linear/fp8_linear.h"
 #include "tests/cuda/operand_pair.h"
 
 namespace baleen {

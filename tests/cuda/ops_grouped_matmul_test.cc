@@ -5,8 +5,8 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/ops/grouped_matmul.h"
-#include "kernels/ops/grouped_matmul_cuda.h"
+#include "kernels/ops/linear/grouped_matmul.h"
+#include "kernels/ops/linear/grouped_matmul_cuda.h"
 #include "tests/cuda/operand_pair.h"
 
 namespace baleen {

@@ -9,8 +9,8 @@
 
 #include <limits>
 
-#include "kernels/ops/indexer_kernels.h"
-#include "kernels/ops/indexer_ops_cuda.h"
+#include "kernels/ops/indexer/indexer_kernels.h"
+#include "kernels/ops/indexer/indexer_ops_cuda.h"
 #include "tests/cuda/indexer_support.h"
 
 namespace baleen {

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/ops/attention.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/attention/masked_attention_gpu.h"
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/masked_attention_gpu.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

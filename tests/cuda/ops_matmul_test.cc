@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "tests/cuda/operand_pair.h"
 
 namespace baleen {

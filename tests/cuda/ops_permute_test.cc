@@ -1,7 +1,7 @@
 // Rows to experts and back, and the embedding, on the GPU: the sort exactly, sums to tolerance.
 #include "kernels/core/random.h"
 #include "kernels/ops/embedding.h"
-#include "kernels/ops/permute.h"
+#include "kernels/ops/moe/permute.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

@@ -1,7 +1,7 @@
 // Sums and hashes on the GPU: fp64 sums, integer sums exactly, the same bits every time.
 #include "kernels/core/random.h"
+#include "kernels/ops/indexer/selection_hash.h"
 #include "kernels/ops/reduce.h"
-#include "kernels/ops/selection_hash.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

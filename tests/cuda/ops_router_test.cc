@@ -1,7 +1,7 @@
 // The gate on the GPU: choice under a group limit with ties, weights, gradients, balance.
 #include "kernels/core/random.h"
+#include "kernels/ops/moe/router.h"
 #include "kernels/ops/reduce.h"
-#include "kernels/ops/router.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

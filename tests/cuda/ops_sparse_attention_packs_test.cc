@@ -3,7 +3,7 @@
 #include <map>
 #include <random>
 
-#include "kernels/ops/sparse_attention_packs_cuda.h"
+#include "kernels/ops/attention/sparse_attention_packs_cuda.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

@@ -19,8 +19,8 @@
 #include <limits>
 #include <random>
 
-#include "kernels/ops/sparse_attention.h"
-#include "kernels/ops/sparse_attention_packs_cuda.h"
+#include "kernels/ops/attention/sparse_attention.h"
+#include "kernels/ops/attention/sparse_attention_packs_cuda.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "kernels/ops/topk_select.h"
+#include "kernels/ops/indexer/topk_select.h"
 #include "tests/cuda/ops_support.h"
 
 namespace baleen {

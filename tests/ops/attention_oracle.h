@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/ops/attention.h"
+#include "kernels/ops/attention/attention.h"
 #include "tests/support/random_tensor.h"
 
 namespace baleen::testing {

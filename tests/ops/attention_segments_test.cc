@@ -1,11 +1,11 @@
 // Which rows make causal segments, and how their backward is cut: host functions.
-#include "kernels/ops/attention_segments.h"
+#include "kernels/ops/attention/attention_segments.h"
 
 #include <gtest/gtest.h>
 
 #include <vector>
 
-#include "kernels/ops/attention.h"
+#include "kernels/ops/attention/attention.h"
 
 namespace baleen {
 

@@ -1,6 +1,6 @@
 // Dense and masked attention: by hand, against the plain loops, against central differences, and
 // what must be exact.
-#include "kernels/ops/attention.h"
+#include "kernels/ops/attention/attention.h"
 
 #include <gtest/gtest.h>
 

@@ -1,14 +1,14 @@
 // Block FP8 on the CPU: scales and codes worked out by hand, both orientations of an operand, and
 // products that are those of the values the codes stand for.
-#include "kernels/ops/fp8_linear.h"
+#include "kernels/ops/linear/fp8_linear.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "kernels/ops/grouped_matmul.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/grouped_matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "tests/support/random_tensor.h"
 
 namespace baleen {

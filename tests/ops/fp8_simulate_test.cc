@@ -1,5 +1,5 @@
 // FP8 simulation against values worked out by hand: scale, rounding, the floor of amax, groups.
-#include "kernels/ops/fp8_simulate.h"
+#include "kernels/ops/indexer/fp8_simulate.h"
 
 #include <gtest/gtest.h>
 

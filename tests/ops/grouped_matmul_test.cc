@@ -1,10 +1,10 @@
 // Grouped linear layers against one Linear for each row, with empty experts and all rows at one
 // expert.
-#include "kernels/ops/grouped_matmul.h"
+#include "kernels/ops/linear/grouped_matmul.h"
 
 #include <gtest/gtest.h>
 
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "tests/support/gradient_check.h"
 #include "tests/support/random_tensor.h"
 

@@ -1,12 +1,12 @@
 // Which kernel serves which shape on CUDA, and the workspaces that a plan counts: host functions,
 // tested where no GPU is.
-#include "kernels/ops/indexer_kernels.h"
+#include "kernels/ops/indexer/indexer_kernels.h"
 
 #include <gtest/gtest.h>
 
-#include "kernels/ops/indexer_loss.h"
-#include "kernels/ops/indexer_ops_cuda.h"
-#include "kernels/ops/indexer_scores.h"
+#include "kernels/ops/indexer/indexer_loss.h"
+#include "kernels/ops/indexer/indexer_ops_cuda.h"
+#include "kernels/ops/indexer/indexer_scores.h"
 #include "tests/ops/attention_oracle.h"
 
 namespace baleen {

@@ -1,14 +1,14 @@
 // The indexer's KL loss, sparse and dense: by hand, against plain loops, against central
 // differences, and the facts that tie the two forms together.
-#include "kernels/ops/indexer_loss.h"
+#include "kernels/ops/indexer/indexer_loss.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "kernels/ops/indexer_scores.h"
-#include "kernels/ops/sparse_attention.h"
-#include "kernels/ops/topk_select.h"
+#include "kernels/ops/attention/sparse_attention.h"
+#include "kernels/ops/indexer/indexer_scores.h"
+#include "kernels/ops/indexer/topk_select.h"
 #include "tests/ops/attention_oracle.h"
 #include "tests/support/gradient_check.h"
 

@@ -1,6 +1,6 @@
 // Indexer scores: by hand, against the plain loops, outside the windows, and bits that do not
 // depend on chunks.
-#include "kernels/ops/indexer_scores.h"
+#include "kernels/ops/indexer/indexer_scores.h"
 
 #include <gtest/gtest.h>
 

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/ops/attention.h"
-#include "kernels/ops/masked_attention_plan_cuda.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/attention/masked_attention_plan_cuda.h"
 
 namespace baleen {
 namespace {

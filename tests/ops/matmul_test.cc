@@ -1,12 +1,12 @@
 // Matmul against the plain loop for every transpose, stride, batch and instruction set; its order
 // of summation.
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "kernels/ops/matmul_cpu.h"
+#include "kernels/ops/linear/matmul_cpu.h"
 #include "tests/support/gradient_check.h"
 #include "tests/support/random_tensor.h"
 

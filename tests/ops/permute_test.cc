@@ -1,5 +1,5 @@
 // Moving rows to experts and back: order, empty experts, one rank's experts, gradients.
-#include "kernels/ops/permute.h"
+#include "kernels/ops/moe/permute.h"
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 // The gate: choice by hand with groups, ties and negative scores; weights from unbiased scores;
 // gradients; balance.
-#include "kernels/ops/router.h"
+#include "kernels/ops/moe/router.h"
 
 #include <gtest/gtest.h>
 

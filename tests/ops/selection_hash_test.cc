@@ -1,5 +1,5 @@
 // The hash of selected keys and the NaN flags: what counts and what does not.
-#include "kernels/ops/selection_hash.h"
+#include "kernels/ops/indexer/selection_hash.h"
 
 #include <gtest/gtest.h>
 

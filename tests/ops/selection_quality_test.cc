@@ -6,7 +6,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "kernels/ops/indexer_loss.h"
+#include "kernels/ops/indexer/indexer_loss.h"
 #include "tests/ops/attention_oracle.h"
 
 namespace baleen {
@@ -14,8 +14,8 @@ namespace {
 
 using namespace testing;  // NOLINT: the helpers of tests/support
 
-Tensor TargetOf(const Context& context, const Tensor& q, const Tensor& k,
-                const KeyWindows& windows, double scale) {
+Tensor TargetOf(const Context& context, const Tensor& q, const Tensor& k, const KeyWindows& windows,
+                double scale) {
   const Tensor lse = Attention(context, q, k, k, windows, scale).lse_TH;
   return DenseTargetProbabilities(context, {q, k, lse, scale}, windows);
 }
@@ -29,8 +29,7 @@ TEST(SelectionQuality, FourKeysByHand) {
   const Tensor target = TargetOf(context, q, k, windows, 1.0);
   // p of row 0 = 0.4, 0.1, 0.3, 0.2 from key 1 on; the two best are 1 and 3. Row 1 sees nothing.
   const Tensor ids = IntTensorOf(context, {2, 3}, {1, 4, -1, -1, -1, -1});
-  const SelectionQualityResult r =
-      SelectionQuality(context, target, ids, windows);
+  const SelectionQualityResult r = SelectionQuality(context, target, ids, windows);
   EXPECT_LT(RelativeError(ToDoubles(r.mass_T), {0.6, 0}), 1e-14);
   EXPECT_LT(RelativeError(ToDoubles(r.best_mass_T), {0.7, 0}), 1e-14);
   EXPECT_EQ(ToDoubles(r.recall_T), (std::vector<double>{0.5, 1}));
@@ -78,8 +77,7 @@ TEST(SelectionQuality, OfTheBestKeysIsPerfectAndEqualOnesCountByIndex) {
   const Tensor target = TargetOf(context, q, k, windows, 1.0);
   const auto recall = [&](const std::vector<int32_t>& ids) {
     return ToDoubles(
-        SelectionQuality(context, target, IntTensorOf(context, {1, 4}, ids), windows)
-            .recall_T)[0];
+        SelectionQuality(context, target, IntTensorOf(context, {1, 4}, ids), windows).recall_T)[0];
   };
   EXPECT_EQ(recall({0, 1, 2, 3}), 1);
   EXPECT_EQ(recall({2, 3, 4, 5}), 0.5);

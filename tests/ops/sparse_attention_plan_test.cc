@@ -2,10 +2,10 @@
 // context's account of them.
 #include <gtest/gtest.h>
 
-#include "kernels/ops/sparse_attention.h"
-#include "kernels/ops/sparse_attention_backward_plan_cuda.h"
-#include "kernels/ops/sparse_attention_general_cuda.h"
-#include "kernels/ops/sparse_attention_packs_cuda.h"
+#include "kernels/ops/attention/sparse_attention.h"
+#include "kernels/ops/attention/sparse_attention_backward_plan_cuda.h"
+#include "kernels/ops/attention/sparse_attention_general_cuda.h"
+#include "kernels/ops/attention/sparse_attention_packs_cuda.h"
 
 namespace baleen {
 namespace {

@@ -1,6 +1,6 @@
 // Sparse attention in the absorbed form: by hand, against the plain loops, against differences, and
 // equal to masked attention in the head form through explicit absorption.
-#include "kernels/ops/sparse_attention.h"
+#include "kernels/ops/attention/sparse_attention.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Exact top-k: against a stable sort, on plateaus and signed zeros, short windows, padding, NaN.
-#include "kernels/ops/topk_select.h"
+#include "kernels/ops/indexer/topk_select.h"
 
 #include <gtest/gtest.h>
 

@@ -6,7 +6,7 @@
 #include <functional>
 #include <optional>
 
-#include "kernels/ops/permute.h"
+#include "kernels/ops/moe/permute.h"
 #include "parallel/expert_exchange.h"
 #include "parallel/mpi_communicator.h"
 #include "tests/support/random_tensor.h"

@@ -7,9 +7,9 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
-#include "kernels/ops/attention.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/attention/sparse_attention.h"
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/sparse_attention.h"
 #include "trainer/bench/op_case.h"
 
 namespace baleen {

@@ -33,8 +33,8 @@ void FillBenchWeights(TrainingStage& stage, int64_t seed) {
                                  : role == TensorRole::kNorm ? ones
                                                              : zeros;
       const auto first = static_cast<int64_t>(NameStream(parameter.name) % RandomTable::kElements);
-      const int64_t count = parameter.value.num_elements();
-      table.Lay(context, first, parameter.value.Reshaped({count}));
+      const int64_t count = parameter.num_elements();
+      table.Lay(context, first, parameters.value(id).Reshaped({count}));
       if (shard.master.empty()) continue;
       const int64_t begin = std::max(parameter.begin, shard.begin);
       const int64_t end = std::min(parameter.begin + count, shard.begin + shard.count);

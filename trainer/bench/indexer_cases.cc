@@ -8,10 +8,10 @@
 
 #include "absl/strings/str_format.h"
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/fp8_simulate.h"
-#include "kernels/ops/indexer_loss.h"
-#include "kernels/ops/indexer_scores.h"
-#include "kernels/ops/topk_select.h"
+#include "kernels/ops/indexer/fp8_simulate.h"
+#include "kernels/ops/indexer/indexer_loss.h"
+#include "kernels/ops/indexer/indexer_scores.h"
+#include "kernels/ops/indexer/topk_select.h"
 #include "trainer/bench/op_case.h"
 
 namespace baleen {

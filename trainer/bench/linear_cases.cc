@@ -4,9 +4,9 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
-#include "kernels/ops/fp8_linear.h"
-#include "kernels/ops/grouped_matmul.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/fp8_linear.h"
+#include "kernels/ops/linear/grouped_matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "trainer/bench/op_case.h"
 
 namespace baleen {

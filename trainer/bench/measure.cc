@@ -7,7 +7,7 @@
 #include "kernels/core/random.h"
 #include "kernels/core/transfer.h"
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "parallel/agree.h"
 
 namespace baleen {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/core/context.h"
-#include "kernels/ops/attention.h"
+#include "kernels/ops/attention/attention.h"
 #include "trainer/bench/bench_ids.h"
 #include "trainer/bench/random_table.h"
 

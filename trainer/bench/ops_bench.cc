@@ -9,8 +9,8 @@
 #include "kernels/core/cuda_timer.h"
 #include "kernels/core/cuda_trace.h"
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/fp8_linear.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/fp8_linear.h"
+#include "kernels/ops/linear/matmul.h"
 
 namespace baleen {
 namespace {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/core/context.h"
-#include "kernels/ops/attention.h"
+#include "kernels/ops/attention/attention.h"
 
 namespace baleen {
 

@@ -1,9 +1,9 @@
 #include "trainer/model/block.h"
 
 #include "kernels/ops/elementwise.h"
+#include "kernels/ops/indexer/selection_hash.h"
 #include "kernels/ops/reduce.h"
 #include "kernels/ops/rms_norm.h"
-#include "kernels/ops/selection_hash.h"
 #include "trainer/model/choice_replay.h"
 #include "trainer/model/measure_selection.h"
 

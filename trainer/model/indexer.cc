@@ -3,12 +3,12 @@
 #include <algorithm>
 
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/fp8_simulate.h"
 #include "kernels/ops/hadamard.h"
-#include "kernels/ops/indexer_scores.h"
+#include "kernels/ops/indexer/fp8_simulate.h"
+#include "kernels/ops/indexer/indexer_scores.h"
+#include "kernels/ops/indexer/selection_hash.h"
 #include "kernels/ops/layer_norm.h"
-#include "kernels/ops/matmul.h"
-#include "kernels/ops/selection_hash.h"
+#include "kernels/ops/linear/matmul.h"
 #include "trainer/model/row_exchange.h"
 
 namespace baleen {

@@ -12,8 +12,8 @@
 // keys.
 #pragma once
 
-#include "kernels/ops/indexer_loss.h"
-#include "kernels/ops/topk_select.h"
+#include "kernels/ops/indexer/indexer_loss.h"
+#include "kernels/ops/indexer/topk_select.h"
 #include "trainer/model/model_context.h"
 
 namespace baleen {

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "absl/strings/match.h"
-#include "kernels/ops/fp8_linear.h"
-#include "kernels/ops/grouped_matmul.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/fp8_linear.h"
+#include "kernels/ops/linear/grouped_matmul.h"
+#include "kernels/ops/linear/matmul.h"
 
 namespace baleen {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/ops/fp8_quantise.h"
+#include "kernels/ops/linear/fp8_quantise.h"
 #include "trainer/model/model_context.h"
 
 namespace baleen {

@@ -6,8 +6,8 @@
 
 #include "kernels/core/random.h"
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/indexer_scores.h"
-#include "kernels/ops/permute.h"
+#include "kernels/ops/indexer/indexer_scores.h"
+#include "kernels/ops/moe/permute.h"
 
 namespace baleen {
 namespace {

@@ -5,7 +5,7 @@
 // every stage and form of attention; the cost is that of R query rows, not of T.
 #pragma once
 
-#include "kernels/ops/indexer_loss.h"
+#include "kernels/ops/indexer/indexer_loss.h"
 #include "trainer/model/indexer.h"
 #include "trainer/model/mla.h"
 

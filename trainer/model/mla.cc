@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/matmul.h"
-#include "kernels/ops/permute.h"
+#include "kernels/ops/linear/matmul.h"
+#include "kernels/ops/moe/permute.h"
 #include "kernels/ops/strided.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/row_exchange.h"

@@ -12,8 +12,8 @@
 // heads, Q = nope + rope, V value dim, C = kv_lora_rank + rope, K selected keys.
 #pragma once
 
+#include "kernels/ops/attention/sparse_attention.h"
 #include "kernels/ops/rms_norm.h"
-#include "kernels/ops/sparse_attention.h"
 #include "trainer/model/model_context.h"
 
 namespace baleen {

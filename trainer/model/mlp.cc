@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "kernels/ops/swiglu.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/row_exchange.h"

@@ -1,7 +1,7 @@
 #include "trainer/model/moe.h"
 
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "kernels/ops/reduce.h"
 #include "kernels/ops/swiglu.h"
 #include "trainer/model/choice_replay.h"

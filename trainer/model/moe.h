@@ -2,7 +2,7 @@
 // ones.
 //
 //   y = shared(x) + sum_a weight_a expert_{id_a}(x);   ids and weights from the gate
-//   (kernels/ops/router.h)
+//   (kernels/ops/moe/router.h)
 // The work is cut in the phases that a pipeline can interleave with another microbatch: Dispatch
 // (gate, rows to experts), Experts (the shared expert, grouped GEMMs), Combine (rows back,
 // weighted). What a phase sends arrives in the next one, so it travels beside whatever is computed
@@ -17,7 +17,7 @@
 
 #include <optional>
 
-#include "kernels/ops/router.h"
+#include "kernels/ops/moe/router.h"
 #include "parallel/expert_exchange.h"
 #include "trainer/model/mlp.h"
 #include "trainer/model/model_context.h"

@@ -1,7 +1,7 @@
 #include "trainer/model/mtp.h"
 
 #include "kernels/ops/elementwise.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "kernels/ops/rms_norm.h"
 
 namespace baleen {

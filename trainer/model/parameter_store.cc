@@ -72,12 +72,13 @@ int ParameterStore::DeclareBox(std::string name, Shape global_shape, Box box, Pa
   CHECK(ids_.emplace(name, id).second) << name << " declared twice";
   CHECK(!stacked || (id > 0 && parameters_[id - 1].group == group)) << name << " cannot be stacked";
   Parameter parameter;
+  parameter.id = id;
   parameter.name = std::move(name);
   parameter.weight_decay = global_shape.size() >= 2;
   parameter.global_shape = std::move(global_shape);
   parameter.box = std::move(box);
   parameter.group = group;
-  buffers_[static_cast<int>(group)].elements += NumElements(parameter.box.extent);
+  buffers_[Index(group)].elements += NumElements(parameter.box.extent);
   parameters_.push_back(std::move(parameter));
   stacked_.push_back(stacked);
   return id;
@@ -100,7 +101,8 @@ int64_t ParameterStore::LayOut(ParameterGroup group, int shards, int64_t bucket_
       end = RoundUp(end, kAlignment);
     }
     parameter.begin = end;
-    end += NumElements(parameter.box.extent);
+    parameter.bucket = static_cast<int>(buckets_.size());
+    end += parameter.num_elements();
     bucket.parameters.push_back(id);
   }
   close();
@@ -109,6 +111,7 @@ int64_t ParameterStore::LayOut(ParameterGroup group, int shards, int64_t bucket_
 
 void ParameterStore::Allocate(Context& context, DType dtype, const GridCommunicators& grid,
                               const std::vector<ParameterGroup>& trained, int64_t bucket_elements) {
+  dtype_ = dtype;
   for (int g = 0; g < kNumParameterGroups; ++g) {
     const auto group = static_cast<ParameterGroup>(g);
     FlatBuffer& buffer = buffers_[g];
@@ -123,10 +126,11 @@ void ParameterStore::Allocate(Context& context, DType dtype, const GridCommunica
       buffer.grad = context.Zeros(StatisticsOf(dtype), {padded});
     }
   }
+  arrivals_.resize(buckets_.size());
   for (Parameter& parameter : parameters_) {
-    const FlatBuffer& buffer = buffers_[static_cast<int>(parameter.group)];
-    const int64_t count = NumElements(parameter.box.extent);
-    parameter.value = buffer.value.Flat(parameter.begin, count).Reshaped(parameter.box.extent);
+    const FlatBuffer& buffer = buffers_[Index(parameter.group)];
+    const int64_t count = parameter.num_elements();
+    values_.push_back(buffer.value.Flat(parameter.begin, count).Reshaped(parameter.box.extent));
     if (!buffer.grad.empty()) {
       parameter.grad = buffer.grad.Flat(parameter.begin, count).Reshaped(parameter.box.extent);
     }
@@ -145,11 +149,39 @@ Tensor ParameterStore::Stacked(const Tensor& buffer, int first, int count) const
 }
 
 Tensor ParameterStore::StackedValue(int first, int count) const {
-  return Stacked(buffer(parameters_[first].group).value, first, count);
+  Await(parameters_[first].bucket);  // what is stacked is in one bucket
+  return Stacked(buffers_[Index(parameters_[first].group)].value, first, count);
 }
 
 Tensor ParameterStore::StackedGrad(int first, int count) const {
-  return Stacked(buffer(parameters_[first].group).grad, first, count);
+  return Stacked(buffers_[Index(parameters_[first].group)].grad, first, count);
+}
+
+Tensor ParameterStore::bucket_values(int index) const {
+  Await(index);
+  const Bucket& bucket = buckets_[index];
+  return buffers_[Index(bucket.group)].value.Flat(bucket.begin, bucket.count);
+}
+
+Tensor ParameterStore::bucket_gradients(int index) const {
+  const Bucket& bucket = buckets_[index];
+  const Tensor& grad = buffers_[Index(bucket.group)].grad;
+  return grad.empty() ? Tensor() : grad.Flat(bucket.begin, bucket.count);
+}
+
+void ParameterStore::BeginGather(int index, Communicator& axis) {
+  CHECK(arrivals_[index].axis == nullptr) << "bucket " << index << " is on its way";
+  if (axis.size() == 1) return;
+  const Tensor values = bucket_values(index);
+  const int64_t share = values.num_elements() / axis.size();
+  const uint64_t call =
+      axis.BeginAllGather("parameters", values.Flat(axis.rank() * share, share), values);
+  arrivals_[index] = {&axis, call};
+}
+
+void ParameterStore::WaitFor(Arrival& arrival) {
+  arrival.axis->Wait(arrival.call);
+  arrival = {};
 }
 
 int ParameterStore::Find(const std::string& name) const {

@@ -4,6 +4,11 @@
 // and one of gradients for the groups that train in this stage, each cut in buckets of consecutive
 // parameters. Zero, reduce, norm, update and save are loops over ranges of those buffers (ZeRO-1
 // cuts each bucket evenly); a frozen group owns no gradient at all.
+//
+// After an update a bucket's values arrive from other ranks beside what is computed meanwhile
+// (BeginGather). Nobody need know: values leave the store through three functions only, value,
+// StackedValue and bucket_values, and each makes what is computed next wait for its own bucket,
+// where that is still on its way.
 #pragma once
 
 #include <map>
@@ -38,25 +43,23 @@ struct Placement {
   int ep_rank = 0, ep_size = 1;
 };
 
+// A parameter's values are the store's to give.
 struct Parameter {
+  int id = 0;
   std::string name;  // the checkpoint's
   Shape global_shape;
   Box box;  // what this rank holds of it
   ParameterGroup group = ParameterGroup::kMain;
   bool weight_decay = true;  // matrices decay, vectors (norms, biases) do not
+  int bucket = 0;            // of ParameterStore::buckets()
   int64_t begin = 0;         // first element in the group's flat buffer
-  Tensor value;
-  Tensor grad;  // empty while the group is frozen
+  Tensor grad;               // empty while the group is frozen
+
+  int64_t num_elements() const { return NumElements(box.extent); }
 };
 
-struct FlatBuffer {
-  Tensor value;          // [padded]
-  Tensor grad;           // [padded], empty while frozen
-  int64_t elements = 0;  // of the parameters, without padding
-};
-
-// What is reduced, and gathered, at once: a range of a group's flat buffer that holds consecutive
-// parameters whole, and divides evenly over the group's axis.
+// What is reduced, updated and gathered at once: a range of a group's flat buffer that holds
+// consecutive parameters whole, and divides evenly over the group's axis.
 struct Bucket {
   ParameterGroup group = ParameterGroup::kMain;
   int64_t begin = 0;
@@ -87,7 +90,10 @@ class ParameterStore {
                 int64_t bucket_elements = kBucketElements);
 
   const Parameter& at(int id) const { return parameters_[id]; }
-  const Tensor& value(int id) const { return parameters_[id].value; }
+  const Tensor& value(int id) const {
+    Await(parameters_[id].bucket);
+    return values_[id];
+  }
   const Tensor& grad(int id) const { return parameters_[id].grad; }
   bool trains(int id) const { return !parameters_[id].grad.empty(); }
   // Parameters first .. first + count - 1, declared stacked and of one shape, as [count, shape...].
@@ -96,21 +102,50 @@ class ParameterStore {
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int size() const { return static_cast<int>(parameters_.size()); }
-  const std::vector<Bucket>& buckets() const { return buckets_; }
-  const FlatBuffer& buffer(ParameterGroup group) const { return buffers_[static_cast<int>(group)]; }
-  int64_t num_elements(ParameterGroup group) const { return buffer(group).elements; }
   // -1 when there is none of that name.
   int Find(const std::string& name) const;
+  DType dtype() const { return dtype_; }  // of the values, kBuffer's apart
+  // Of the rank's parameters, without padding.
+  int64_t num_elements(ParameterGroup group) const { return buffers_[Index(group)].elements; }
+
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  // [count], flat; of the gradients an empty tensor while the group is frozen.
+  Tensor bucket_values(int bucket) const;
+  Tensor bucket_gradients(int bucket) const;
+
+  // Each rank of the bucket's axis has changed its even share of the values: gathers the shares,
+  // beside what is computed next. Every rank of the axis calls it for the same buckets in the same
+  // order. `axis` lives as long as somebody may ask for a value.
+  void BeginGather(int bucket, Communicator& axis);
 
  private:
+  struct FlatBuffer {
+    Tensor value;          // [padded]
+    Tensor grad;           // [padded], empty while frozen
+    int64_t elements = 0;  // of the parameters, without padding
+  };
+  // A gather that nothing waits for yet.
+  struct Arrival {
+    Communicator* axis = nullptr;  // null: the bucket's values are there
+    uint64_t call = 0;
+  };
+  static int Index(ParameterGroup group) { return static_cast<int>(group); }
+  void Await(int bucket) const {
+    if (arrivals_[bucket].axis != nullptr) WaitFor(arrivals_[bucket]);
+  }
+  static void WaitFor(Arrival& arrival);
   // Places the parameters of a group; returns the padded length of its buffer.
   int64_t LayOut(ParameterGroup group, int shards, int64_t bucket_elements);
   Tensor Stacked(const Tensor& buffer, int first, int count) const;
   std::vector<Parameter> parameters_;
+  std::vector<Tensor> values_;  // by id
   std::vector<bool> stacked_;
   std::map<std::string, int> ids_;
   FlatBuffer buffers_[kNumParameterGroups];
   std::vector<Bucket> buckets_;
+  // By bucket. A reader changes what the device waits for, not what the store holds.
+  mutable std::vector<Arrival> arrivals_;
+  DType dtype_ = DType::kF32;
 };
 
 }  // namespace baleen

@@ -1,6 +1,6 @@
 #include "trainer/model/row_exchange.h"
 
-#include "kernels/ops/permute.h"
+#include "kernels/ops/moe/permute.h"
 
 namespace baleen {
 namespace {

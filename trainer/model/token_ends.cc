@@ -5,7 +5,7 @@
 #include "kernels/ops/cross_entropy.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
-#include "kernels/ops/matmul.h"
+#include "kernels/ops/linear/matmul.h"
 #include "trainer/model/row_exchange.h"
 
 namespace baleen {

@@ -1,10 +1,10 @@
 // Launch choices of the CUDA kernels: pure host functions, so they are tested where no GPU is.
 #include <gtest/gtest.h>
 
-#include "kernels/ops/dense_indexer_loss_cuda.h"
-#include "kernels/ops/indexer_backward_cuda.h"
-#include "kernels/ops/indexer_scores_cuda.h"
-#include "kernels/ops/topk_select_cuda.h"
+#include "kernels/ops/indexer/dense_indexer_loss_cuda.h"
+#include "kernels/ops/indexer/indexer_backward_cuda.h"
+#include "kernels/ops/indexer/indexer_scores_cuda.h"
+#include "kernels/ops/indexer/topk_select_cuda.h"
 
 namespace baleen {
 namespace {

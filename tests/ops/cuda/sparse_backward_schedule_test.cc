@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/ops/sparse_attention_backward_schedule_cuda.h"
+#include "kernels/ops/attention/sparse_attention_backward_schedule_cuda.h"
 
 namespace baleen {
 namespace {

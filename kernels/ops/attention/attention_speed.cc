@@ -1,0 +1,50 @@
+#include "kernels/ops/attention/attention_speed.h"
+
+#include <iterator>
+
+#include "kernels/ops/attention/masked_attention_gpu.h"
+#include "kernels/ops/attention/sparse_attention_gpu.h"
+
+namespace baleen {
+namespace {
+
+// The tensor-core kernels with a selection of 2048 keys, at random; the backward with its target.
+struct MeasuredSpeed {
+  double num_keys;
+  AttentionSpeed speed;
+};
+constexpr MeasuredSpeed kMasked[] = {
+    {4096, {572, 351}}, {8192, {616, 402}}, {16384, {630, 411}}, {32768, {623, 414}}};
+
+}  // namespace
+
+AttentionSpeed SparseAttentionSpeed(DType dtype, int64_t num_heads, int64_t width,
+                                    int64_t value_dim, int64_t num_selected) {
+  if (!SparseAttentionOnTensorCores(dtype, num_heads, width, value_dim, num_selected)) {
+    return {.forward = 8.3, .backward = 7.3};
+  }
+  // The kernels work on 64 or on 128 heads.
+  if (num_heads <= 64) {
+    const double share = static_cast<double>(num_heads) / 64;
+    return {.forward = 600 * share, .backward = 340 * share};
+  }
+  const double share = static_cast<double>(num_heads) / 128;
+  return {.forward = 610 * share, .backward = 455 * share};
+}
+
+AttentionSpeed MaskedAttentionSpeed(DType dtype, int64_t q_dim, int64_t v_dim, int64_t num_keys) {
+  if (!MaskedAttentionOnTensorCores(dtype, q_dim, v_dim)) return {.forward = 29, .backward = 18};
+  const double length = static_cast<double>(num_keys);
+  if (length <= kMasked[0].num_keys) return kMasked[0].speed;
+  for (size_t i = 1; i < std::size(kMasked); ++i) {
+    const auto& [to, high] = kMasked[i];
+    if (length > to) continue;
+    const auto& [from, low] = kMasked[i - 1];
+    const double share = (length - from) / (to - from);
+    return {.forward = low.forward + share * (high.forward - low.forward),
+            .backward = low.backward + share * (high.backward - low.backward)};
+  }
+  return std::rbegin(kMasked)->speed;
+}
+
+}  // namespace baleen

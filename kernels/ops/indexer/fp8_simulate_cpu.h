@@ -1,0 +1,12 @@
+// The CPU definition behind fp8_simulate.h, for float and double. fp8_simulate.cc has checked the
+// arguments.
+#pragma once
+
+#include "kernels/ops/indexer/fp8_simulate.h"
+
+namespace baleen {
+
+template <typename T>
+Tensor SimulateFp8Cpu(const Context& context, const Tensor& x, int64_t group);
+
+}  // namespace baleen

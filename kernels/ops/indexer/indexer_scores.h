@@ -1,0 +1,26 @@
+// Lightning-indexer scores (DeepSeek-V3.2 report 2.1, eq. 1): I[t, s] = sum_j w[t, j] * relu(q^I[t,
+// j] . k^I[s]).
+//
+// Legend: T query rows, S keys, I index heads, J index_head_dim. w has the folded scale I^-0.5
+// J^-0.5 in it.
+#pragma once
+
+#include <string>
+
+#include "kernels/core/context.h"
+#include "kernels/core/tensor.h"
+#include "kernels/ops/attention/attention.h"
+
+namespace baleen {
+
+// scores_TS, kF32 (kF64 for kF64), inside each row's window. Outside the CPU gives -inf; on CUDA
+// what lies there is not defined, so a reader stays inside the windows, as TopkSelect does. The
+// caller chooses chunks of query rows: T x S is what is allocated. q and k are of one dtype, on the
+// CPU kF32 or kF64, on CUDA kF32 or kBF16; w_TI is like the scores.
+Tensor IndexerScores(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
+                     const Tensor& w_TI, const KeyWindows& windows);
+
+// The CUDA kernel that runs, in words, for operands of this dtype and these heads (of width J).
+std::string IndexerScoresKernelName(DType dtype, int64_t num_heads, int64_t width);
+
+}  // namespace baleen

@@ -1,0 +1,198 @@
+// Moving rows to experts and back.
+//
+// Bytes for T tokens of A slots in N rows of D elements of s bytes: gather 2 N D s; sum of slots
+// N D s + T D s; its backward (T + 2 N) D s, dy being read once for all slots of its token.
+#include <algorithm>
+
+#include "kernels/cuda/row.cuh"
+#include "kernels/ops/moe/permute_cuda.h"
+
+namespace baleen {
+namespace {
+
+using namespace cuda;
+
+constexpr int kUnroll = 4;
+
+// A thread moves kUnroll words of type W, one block apart.
+template <typename W>
+__global__ void __launch_bounds__(kFlatThreads)
+    GatherKernel(int64_t words, uint32_t row_words, const W* x, const int32_t* source, W* y) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kUnroll * kFlatThreads + threadIdx.x;
+  W moved[kUnroll];
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t i = first + u * kFlatThreads;
+    if (i >= words) break;
+    const int64_t row =
+        words <= 0xFFFFFFFFll ? static_cast<uint32_t>(i) / row_words : i / row_words;
+    moved[u] = x[int64_t{source[row]} * row_words + (i - row * row_words)];
+  }
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t i = first + u * kFlatThreads;
+    if (i < words) y[i] = moved[u];
+  }
+}
+
+template <typename W>
+void LaunchGather(int64_t rows, int64_t row_bytes, const void* x, const int32_t* source, void* y,
+                  void* stream) {
+  const int64_t row_words = row_bytes / static_cast<int64_t>(sizeof(W)), words = rows * row_words;
+  const int64_t blocks = CeilDiv(words, int64_t{kUnroll} * kFlatThreads);
+  GatherKernel<W><<<static_cast<unsigned>(blocks), kFlatThreads, 0, AsStream(stream)>>>(
+      words, static_cast<uint32_t>(row_words), static_cast<const W*>(x), source,
+      static_cast<W*>(y));
+  CheckLaunch("gather rows");
+}
+
+constexpr int kSlotsAtOnce = 8;  // rows of a token in flight
+
+// blockIdx.x: the token; blockIdx.y and the thread: the vector of the row.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kFlatThreads) CombineKernel(CombineRowsCudaArgs args) {
+  const int64_t t = blockIdx.x;
+  const int64_t col =
+      (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * int64_t{kWidth};
+  if (col >= args.D) return;
+  const T* const x = static_cast<const T*>(args.x) + col;
+  const int32_t* const slots = args.row_of_slot_TA + t * args.A;
+  float sum[kWidth] = {};
+  for (int64_t begin = 0; begin < args.A; begin += kSlotsAtOnce) {
+    Word<T, kWidth> words[kSlotsAtOnce];
+    int32_t rows[kSlotsAtOnce];
+#pragma unroll
+    for (int u = 0; u < kSlotsAtOnce; ++u) {
+      rows[u] = begin + u < args.A ? slots[begin + u] : -1;
+      if (rows[u] >= 0) words[u] = LoadWord<T, kWidth>(x + rows[u] * args.D);
+    }
+#pragma unroll
+    for (int u = 0; u < kSlotsAtOnce; ++u) {
+      if (rows[u] < 0) continue;
+      const float weight =
+          args.weights_TA == nullptr ? 1.0f : args.weights_TA[t * args.A + begin + u];
+      float v[kWidth];
+      Unpack<T, kWidth>(words[u], v);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) sum[k] += weight * v[k];
+    }
+  }
+  Store<T, kWidth>(static_cast<T*>(args.y) + t * args.D + col, sum);
+}
+
+// One block (of whole warps) a token. dy stays in registers while the slots' rows pass by.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kMaxRowThreads)
+    CombineBackwardKernel(CombineRowsBackwardCudaArgs args) {
+  __shared__ float dots[kPermuteCudaMaxSlots][kMaxRowWarps];
+  const int64_t t = blockIdx.x;
+  const int num_vectors = static_cast<int>(args.D / kWidth);
+  const T* const dy = static_cast<const T*>(args.dy) + t * args.D;
+  CachedRow<T, kWidth> cached_dy;
+  cached_dy.Load(dy, num_vectors);
+  for (int a = 0; a < args.A; ++a) {
+    const int32_t row = args.row_of_slot_TA[t * args.A + a];
+    if (row < 0) continue;  // the same for the whole block
+    const float weight = args.weights_TA[t * args.A + a];
+    const T* const x = static_cast<const T*>(args.x) + row * args.D;
+    T* const dx = static_cast<T*>(args.dx) + row * args.D;
+    CachedRow<T, kWidth> cached_x;
+    cached_x.Load(x, num_vectors);
+    float dot = 0;
+    ForEachVector(cached_x, x, cached_dy, dy, num_vectors,
+                  [&](int i, const Word<T, kWidth>& x_word, const Word<T, kWidth>& dy_word) {
+                    float v[kWidth], g[kWidth];
+                    Unpack<T, kWidth>(x_word, v);
+                    Unpack<T, kWidth>(dy_word, g);
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) {
+                      dot += g[k] * v[k];
+                      g[k] *= weight;
+                    }
+                    Store<T, kWidth>(dx + int64_t{kWidth} * i, g);
+                  });
+    dot = WarpSum(dot);
+    if (threadIdx.x % 32 == 0) dots[a][threadIdx.x / 32] = dot;
+  }
+  __syncthreads();
+  for (int a = threadIdx.x; a < args.A; a += blockDim.x) {
+    float sum = 0;
+    if (args.row_of_slot_TA[t * args.A + a] >= 0) {
+      for (int w = 0; w < static_cast<int>(blockDim.x / 32); ++w) sum += dots[a][w];
+    }
+    args.dweights_TA[t * args.A + a] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(kFlatThreads)
+    GroupsKernel(int64_t tokens, int64_t A, int64_t groups, int64_t group_size, const int32_t* ids,
+                 int32_t* result) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kFlatThreads + threadIdx.x;
+  if (i >= tokens * groups) return;
+  const int64_t t = i / groups, m = i - t * groups;
+  bool found = false;
+  for (int64_t a = 0; a < A; ++a) {
+    const int32_t id = ids[t * A + a];
+    found = found || (id >= m * group_size && id < (m + 1) * group_size);
+  }
+  result[i] = found ? static_cast<int32_t>(m) : -1;
+}
+
+}  // namespace
+
+void GatherRowsCuda(int64_t rows, int64_t row_bytes, const void* x, const int32_t* source_row_N,
+                    void* y, void* stream) {
+  if (rows == 0 || row_bytes == 0) return;
+  const auto bits = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y) |
+                    static_cast<uintptr_t>(row_bytes);
+  const auto launch = [&](auto word) {
+    LaunchGather<decltype(word)>(rows, row_bytes, x, source_row_N, y, stream);
+  };
+  if (bits % 16 == 0) return launch(uint4{});
+  if (bits % 8 == 0) return launch(uint2{});
+  if (bits % 4 == 0) return launch(uint32_t{});
+  if (bits % 2 == 0) return launch(uint16_t{});
+  launch(uint8_t{});
+}
+
+void CombineRowsCuda(const CombineRowsCudaArgs& args, void* stream) {
+  if (args.tokens == 0 || args.D == 0) return;
+  ForElement(args.element, [&](auto zero) {
+    using T = decltype(zero);
+    ForWidth<T>(args.D % kLanes<T> == 0 && Aligned16({args.x, args.y}), [&](auto width) {
+      constexpr int kWidth = decltype(width)::value;
+      const int64_t vectors = args.D / kWidth;
+      // Whole warps, and as few threads without work as that allows.
+      const int64_t threads = std::min<int64_t>(
+          kFlatThreads, CeilDiv(CeilDiv(vectors, CeilDiv(vectors, kFlatThreads)), 32) * 32);
+      const dim3 grid(static_cast<unsigned>(args.tokens),
+                      static_cast<unsigned>(CeilDiv(vectors, threads)));
+      CombineKernel<T, kWidth><<<grid, static_cast<unsigned>(threads), 0, AsStream(stream)>>>(args);
+    });
+    CheckLaunch("combine rows");
+  });
+}
+
+void CombineRowsBackwardCuda(const CombineRowsBackwardCudaArgs& args, void* stream) {
+  if (args.tokens == 0) return;
+  ForElement(args.element, [&](auto zero) {
+    using T = decltype(zero);
+    ForWidth<T>(args.D % kLanes<T> == 0 && Aligned16({args.dy, args.x, args.dx}), [&](auto width) {
+      constexpr int kWidth = decltype(width)::value;
+      const RowPlan plan = PlanRows(1, args.D / kWidth);
+      CombineBackwardKernel<T, kWidth>
+          <<<static_cast<unsigned>(args.tokens), plan.block.x, 0, AsStream(stream)>>>(args);
+    });
+    CheckLaunch("combine rows backward");
+  });
+}
+
+void GroupsOfTokensCuda(int64_t tokens, int64_t A, int64_t groups, int64_t group_size,
+                        const int32_t* ids_TA, int32_t* groups_TM, void* stream) {
+  if (tokens * groups == 0) return;
+  GroupsKernel<<<static_cast<unsigned>(CeilDiv(tokens * groups, kFlatThreads)), kFlatThreads, 0,
+                 AsStream(stream)>>>(tokens, A, groups, group_size, ids_TA, groups_TM);
+  CheckLaunch("groups of tokens");
+}
+
+}  // namespace baleen
