@@ -71,7 +71,8 @@ if(NOT BALEEN_CUDA STREQUAL "OFF")
     set(CMAKE_CUDA_ARCHITECTURES 90a-real)  # no PTX beside it: PTX of 90a runs on nothing else either
     enable_language(CUDA)
     # Device code is most of a binary; compressed it is a third of the default's size (launch/bundle.sh has a limit).
-    string(APPEND CMAKE_CUDA_FLAGS " --compress-mode=size")
+    # Line information leaves the code as it is: sanitizers and profilers say where in a kernel.
+    string(APPEND CMAKE_CUDA_FLAGS " -lineinfo --compress-mode=size")
     find_package(CUDAToolkit QUIET)
     find_path(CUBLASLT_INCLUDE_DIR cublasLt.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
     find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})

@@ -5,7 +5,9 @@
 #   launch/gpu_tests.sh --bundle DIR         of another bundle, or of a build folder
 #   launch/gpu_tests.sh --filter 'Cuda*'     only these tests (GoogleTest's patterns)
 #   launch/gpu_tests.sh --ranks '1 2 4 8'    numbers of ranks for the tests of several; default 1 2 3 4
-#   launch/gpu_tests.sh --sanitize memcheck  the single-rank tests under compute-sanitizer: memcheck or racecheck
+#   launch/gpu_tests.sh --sanitize memcheck  the single-rank tests under compute-sanitizer: memcheck, racecheck,
+#                                            synccheck or initcheck; only our own kernels are watched
+#   launch/gpu_tests.sh --jobs N             under --sanitize: tests at a time; default by cores and free GPU memory
 #   launch/gpu_tests.sh --logs DIR           one log a run; default: a folder of /tmp that is named
 #
 # Exit code 0: all passed; 1: some failed; 3: no GPU or no bundle.
@@ -13,16 +15,17 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-bundle='' filter='*' ranks='1 2 3 4' tool='' logs=''
+bundle='' filter='*' ranks='1 2 3 4' tool='' jobs='' logs=''
 while (($# > 0)); do
   case $1 in
-    --bundle | --filter | --ranks | --sanitize | --logs)
+    --bundle | --filter | --ranks | --sanitize | --jobs | --logs)
       if (($# < 2)); then die $kExitUsage "launch/gpu_tests.sh: $1 needs a value"; fi
       case $1 in
         --bundle) bundle=$2 ;;
         --filter) filter=$2 ;;
         --ranks) ranks=$2 ;;
         --sanitize) tool=$2 ;;
+        --jobs) jobs=$2 ;;
         --logs) logs=$2 ;;
       esac
       shift
@@ -33,9 +36,12 @@ while (($# > 0)); do
   shift
 done
 case $tool in
-  '' | memcheck | racecheck) ;;
-  *) die $kExitUsage "launch/gpu_tests.sh: --sanitize $tool: expected memcheck or racecheck" ;;
+  '' | memcheck | racecheck | synccheck | initcheck) ;;
+  *) die $kExitUsage "launch/gpu_tests.sh: --sanitize $tool: expected memcheck, racecheck, synccheck or initcheck" ;;
 esac
+if [[ -n $jobs && ! $jobs =~ ^[1-9][0-9]*$ ]]; then
+  die $kExitUsage "launch/gpu_tests.sh: --jobs $jobs: expected a number of tests at a time"
+fi
 
 tests=''
 for place in ${bundle:+"$bundle/bin" "$bundle/tests/cuda"} "$root/bin" "$root/dist/baleen/bin"; do
@@ -103,19 +109,34 @@ elif [[ $filter != '*' ]]; then
   ranks=''
 fi
 
+# Each process of a tool wants a core, and GPU memory for what it records beside the test's own.
+kMebibytesPerSanitizer=6144
+num_sanitizers() {
+  local cores free
+  cores=$(num_cores)
+  free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits | head -n 1)
+  local fitting=$((free / kMebibytesPerSanitizer))
+  if ((fitting < 1)); then fitting=1; fi
+  echo $((fitting < cores ? fitting : cores))
+}
+
 add_wheel_folders
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 if [[ -n $tool ]]; then
-  # Tests of aborting start processes whose end is no leak of ours.
-  run_tests "$tool" compute-sanitizer --tool "$tool" --error-exitcode 99 "$tests" \
-    "--gtest_filter=$single:*DeathTest*"
-else
-  if [[ -n $single ]]; then run_tests "one rank" "$tests" "--gtest_filter=$single"; fi
-  for count_of_ranks in $ranks; do
-    run_tests "ranks: $count_of_ranks" bash launch/mpirun.sh -np "$count_of_ranks" \
-      bash launch/one_gpu_rank.sh "$tests" "--gtest_filter=$several"
+  PATH=$PATH:/usr/local/cuda/bin
+  for wanted in compute-sanitizer python3; do
+    if ! have "$wanted"; then die $kExitEnvironment "launch/gpu_tests.sh --sanitize: no command $wanted"; fi
   done
+  say "$tool, logs in $logs"
+  exec python3 launch/sanitize.py --tool "$tool" --tests "$tests" --filter "$filter" --logs "$logs" \
+    --jobs "${jobs:-$(num_sanitizers)}"
 fi
+
+if [[ -n $single ]]; then run_tests "one rank" "$tests" "--gtest_filter=$single"; fi
+for count_of_ranks in $ranks; do
+  run_tests "ranks: $count_of_ranks" bash launch/mpirun.sh -np "$count_of_ranks" \
+    bash launch/one_gpu_rank.sh "$tests" "--gtest_filter=$several"
+done
 
 printf '%s\n' "" "GPU tests ($logs):" "${lines[@]}"
 printf 'gpu tests: %d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"

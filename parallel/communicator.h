@@ -46,9 +46,9 @@ class Communicator {
                  const std::vector<int64_t>& recv_counts);
   // As AllToAllV, AllGather, beside what the caller computes: it starts when what was computed
   // before is done. Until Wait of its number, which makes what is computed next wait for it and for
-  // all that was begun before it, nobody touches the tensors (of a gather: writes to the own part).
-  // On the host the call is done when it returns. An exchange is meant to be waited for soon, and
-  // does not queue behind the gathers.
+  // all that was begun before it, nobody touches the tensors, but that a gather's own part may be
+  // read. On the host the call is done when it returns. An exchange is meant to be waited for soon:
+  // it does not queue behind other communicators' gathers.
   uint64_t BeginAllToAllV(absl::string_view label, const Tensor& send,
                           const std::vector<int64_t>& send_counts, const Tensor& recv,
                           const std::vector<int64_t>& recv_counts);

@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "kernels/ops/moe/slot_values.h"
+
 namespace baleen {
 namespace {
 
@@ -42,7 +44,7 @@ ExpertMessage BeginBack(const Context& context, const ExpertHop& hop, absl::stri
 // Tokens to the receivers' sorted rows, and sorted rows back to the order in which they left.
 ExpertMessage BeginSend(const Context& context, const ExpertHop& hop, absl::string_view label,
                         const Tensor& x_T) {
-  return BeginLeave(context, hop, label, GatherRows(context, x_T, hop.send.source_row_N));
+  return BeginLeave(context, hop, label, GatherRows(context, x_T, hop.send));
 }
 Tensor EndSend(const Context& context, const ExpertHop& hop, const ExpertMessage& message) {
   const Tensor arrived = End(message);
@@ -65,47 +67,31 @@ Tensor ReturnRows(const Context& context, const ExpertHop& hop, absl::string_vie
   return End(BeginReturn(context, hop, label, sorted_N));
 }
 
-// values[t, a] at the row of slot (t, a), one column. The slot of each row is the inverse of
-// row_of_slot: slots sorted by their row.
-Tensor RowsOfSlots(const Context& context, const Permutation& send, const Tensor& values_TA) {
-  const int64_t slots = values_TA.num_elements();
-  const int64_t rows = send.source_row_N.num_elements();
-  const Permutation inverse =
-      BuildPermutation(context, send.row_of_slot_TA.Reshaped({slots, 1}), 0, rows, rows);
-  return GatherRows(context, values_TA.Reshaped({slots, 1}), inverse.source_row_N);
+// Tokens' rows back at their tokens.
+Tensor SumOfRows(const Context& context, const ExpertHop& hop, const Tensor& rows) {
+  return GatherRowsBackward(context, rows, hop.send.row_of_slot_TA);
+}
+
+Tensor AsColumn(const Tensor& values_N) { return values_N.Reshaped({values_N.num_elements(), 1}); }
+Tensor AsVector(const Tensor& column_N1) { return column_N1.Reshaped({column_N1.num_elements()}); }
+
+// A number for each slot of the hop's tokens, to the slots' sorted rows at the receivers.
+ExpertMessage BeginSendValues(const Context& context, const ExpertHop& hop, absl::string_view label,
+                              const Tensor& values_TA) {
+  const Tensor values_N = RowsOfSlots(context, values_TA, hop.send.row_of_slot_TA,
+                                      hop.send.source_row_N.num_elements());
+  return BeginLeave(context, hop, label, AsColumn(values_N));
+}
+Tensor EndSendValues(const Context& context, const ExpertHop& hop, const ExpertMessage& message) {
+  return AsVector(EndSend(context, hop, message));
 }
 // Its mirror; 0 for a slot without a row.
-Tensor SlotsOfRows(const Context& context, const Permutation& send, const Tensor& values_N1) {
-  const Tensor& row_of_slot = send.row_of_slot_TA;
-  const int64_t slots = row_of_slot.num_elements();
-  return GatherRowsBackward(context, values_N1, row_of_slot.Reshaped({slots, 1}))
-      .Reshaped(row_of_slot.shape());
+ExpertMessage BeginReturnValues(const Context& context, const ExpertHop& hop,
+                                absl::string_view label, const Tensor& values_N) {
+  return BeginReturn(context, hop, label, AsColumn(values_N));
 }
-
-ExpertRound::CombineMessages BeginCombineBackwardOneHop(const Context& context,
-                                                        const ExpertHop& hop,
-                                                        absl::string_view label,
-                                                        const Tensor& dy_TD,
-                                                        const Tensor& weights_TA) {
-  if (hop.axis->size() == 1) return {{dy_TD}, {weights_TA}};
-  return {BeginSend(context, hop, label, dy_TD),
-          BeginLeave(context, hop, label, RowsOfSlots(context, hop.send, weights_TA))};
-}
-
-CombineGradients EndCombineBackwardOneHop(const Context& context, const ExpertHop& hop,
-                                          absl::string_view label,
-                                          const ExpertRound::CombineMessages& sent,
-                                          const Tensor& expert_out_ND) {
-  const Tensor dy = End(sent.dy), weights = End(sent.weights);
-  if (hop.axis->size() == 1) {
-    return CombineRowsBackward(context, dy, expert_out_ND, hop.send.row_of_slot_TA, weights);
-  }
-  // Here an arrived row is a token of one slot: the op sorts dy and leaves the dots as they came.
-  CombineGradients gradients =
-      CombineRowsBackward(context, dy, expert_out_ND, hop.arrivals.row_of_slot_TA, weights);
-  gradients.dweights_TA =
-      SlotsOfRows(context, hop.send, End(BeginBack(context, hop, label, gradients.dweights_TA)));
-  return gradients;
+Tensor EndReturnValues(const Context& context, const ExpertHop& hop, const ExpertMessage& message) {
+  return SlotsOfRows(context, AsVector(End(message)), hop.send.row_of_slot_TA);
 }
 
 }  // namespace
@@ -119,95 +105,88 @@ Tensor ExpertRound::ToNode(const Context& context, absl::string_view label,
   return outer_ ? SendRows(context, *outer_, label, x_T) : x_T;
 }
 
-Tensor ExpertRound::SumFromNodes(const Context& context, absl::string_view label,
-                                 const Tensor& sum_V) const {
-  if (!outer_) return sum_V;
-  return GatherRowsBackward(context, ReturnRows(context, *outer_, label, sum_V),
-                            outer_->send.row_of_slot_TA);
+// --- Out: tokens to experts, with their weights or (dy) without.
+
+WeightedMessage ExpertRound::BeginDispatch(const Context& context, const Tensor& x_TD,
+                                           const Tensor& weights_TA) const {
+  const ExpertHop& hop = first_hop();
+  return {BeginSend(context, hop, dispatch_label_, x_TD),
+          outer_ ? BeginSend(context, hop, dispatch_label_, weights_TA)
+                 : BeginSendValues(context, hop, dispatch_label_, weights_TA)};
 }
 
-ExpertMessage ExpertRound::BeginDispatch(const Context& context, const Tensor& x_TD) const {
-  return BeginSend(context, outer_ ? *outer_ : inner_, dispatch_label_, x_TD);
-}
-
-Tensor ExpertRound::EndDispatch(const Context& context, const ExpertMessage& sent) const {
-  if (!outer_) return EndSend(context, inner_, sent);
-  return SendRows(context, inner_, dispatch_label_, EndSend(context, *outer_, sent));
-}
-
-ExpertMessage ExpertRound::BeginCombine(const Context& context, const Tensor& expert_out_ND,
-                                        const Tensor& weights_TA) const {
-  if (!outer_) return BeginReturn(context, inner_, combine_label_, expert_out_ND);
-  const Tensor weights_VA = ToNode(context, combine_label_, weights_TA);
-  const Tensor rows = ReturnRows(context, inner_, combine_label_, expert_out_ND);
-  return BeginReturn(context, *outer_, combine_label_,
-                     CombineRows(context, rows, inner_.send.row_of_slot_TA, weights_VA));
-}
-
-Tensor ExpertRound::EndCombine(const Context& context, const ExpertMessage& sent,
-                               const Tensor& weights_TA) const {
-  const Tensor rows = End(sent);
-  return outer_ ? GatherRowsBackward(context, rows, outer_->send.row_of_slot_TA)
-                : CombineRows(context, rows, inner_.send.row_of_slot_TA, weights_TA);
-}
-
-ExpertRound::CombineMessages ExpertRound::BeginCombineBackward(const Context& context,
-                                                               const Tensor& dy_TD,
-                                                               const Tensor& weights_TA) const {
+WeightedRows ExpertRound::EndDispatch(const Context& context, const WeightedMessage& sent) const {
   if (!outer_) {
-    return BeginCombineBackwardOneHop(context, inner_, combine_label_, dy_TD, weights_TA);
+    return {EndSend(context, inner_, sent.rows), EndSendValues(context, inner_, sent.weights)};
   }
-  return {BeginSend(context, *outer_, combine_label_, dy_TD),
-          BeginSend(context, *outer_, combine_label_, weights_TA)};
-}
-
-CombineGradients ExpertRound::EndCombineBackward(const Context& context,
-                                                 const CombineMessages& sent,
-                                                 const Tensor& expert_out_ND) const {
-  if (!outer_) {
-    return EndCombineBackwardOneHop(context, inner_, combine_label_, sent, expert_out_ND);
-  }
-  const Tensor dy_VD = EndSend(context, *outer_, sent.dy);
+  const Tensor x_VD = EndSend(context, *outer_, sent.rows);
   const Tensor weights_VA = EndSend(context, *outer_, sent.weights);
-  CombineGradients gradients = EndCombineBackwardOneHop(
-      context, inner_, combine_label_,
-      BeginCombineBackwardOneHop(context, inner_, combine_label_, dy_VD, weights_VA),
-      expert_out_ND);
+  return {SendRows(context, inner_, dispatch_label_, x_VD),
+          EndSendValues(context, inner_,
+                        BeginSendValues(context, inner_, dispatch_label_, weights_VA))};
+}
+
+ExpertMessage ExpertRound::BeginCombineBackward(const Context& context, const Tensor& dy_TD) const {
+  return BeginSend(context, first_hop(), combine_label_, dy_TD);
+}
+
+Tensor ExpertRound::EndCombineBackward(const Context& context, const ExpertMessage& sent) const {
+  if (!outer_) return EndSend(context, inner_, sent);
+  return SendRows(context, inner_, combine_label_, EndSend(context, *outer_, sent));
+}
+
+// --- Home: experts' rows to the tokens' sums.
+
+ExpertMessage ExpertRound::BeginCombine(const Context& context, const Tensor& expert_out_ND) const {
+  if (!outer_) return BeginReturn(context, inner_, combine_label_, expert_out_ND);
+  const Tensor rows = ReturnRows(context, inner_, combine_label_, expert_out_ND);
+  return BeginReturn(context, *outer_, combine_label_, SumOfRows(context, inner_, rows));
+}
+
+Tensor ExpertRound::EndCombine(const Context& context, const ExpertMessage& sent) const {
+  return SumOfRows(context, first_hop(), End(sent));
+}
+
+WeightedMessage ExpertRound::BeginDispatchBackward(const Context& context,
+                                                   const WeightedRows& gradients) const {
+  if (!outer_) {
+    return {BeginReturn(context, inner_, dispatch_label_, gradients.rows_ND),
+            BeginReturnValues(context, inner_, dispatch_label_, gradients.weights_N)};
+  }
+  const Tensor rows = ReturnRows(context, inner_, dispatch_label_, gradients.rows_ND);
+  const Tensor weights_VA = EndReturnValues(
+      context, inner_, BeginReturnValues(context, inner_, dispatch_label_, gradients.weights_N));
+  return {BeginReturn(context, *outer_, dispatch_label_, SumOfRows(context, inner_, rows)),
+          BeginReturn(context, *outer_, dispatch_label_, weights_VA)};
+}
+
+WeightedTokens ExpertRound::EndDispatchBackward(const Context& context,
+                                                const WeightedMessage& sent) const {
+  const ExpertHop& hop = first_hop();
+  const Tensor dx_TD = SumOfRows(context, hop, End(sent.rows));
   // A slot's expert is on one node; the other nodes add zero.
-  gradients.dweights_TA = SumFromNodes(context, combine_label_, gradients.dweights_TA);
-  return gradients;
+  return {dx_TD, outer_ ? SumOfRows(context, hop, End(sent.weights))
+                        : EndReturnValues(context, hop, sent.weights)};
 }
 
-ExpertMessage ExpertRound::BeginDispatchBackward(const Context& context,
-                                                 const Tensor& drows_ND) const {
-  if (!outer_) return BeginReturn(context, inner_, dispatch_label_, drows_ND);
-  const Tensor rows = ReturnRows(context, inner_, dispatch_label_, drows_ND);
-  return BeginReturn(context, *outer_, dispatch_label_,
-                     GatherRowsBackward(context, rows, inner_.send.row_of_slot_TA));
+// --- Whole.
+
+WeightedRows ExpertRound::Dispatch(const Context& context, const Tensor& x_TD,
+                                   const Tensor& weights_TA) const {
+  return EndDispatch(context, BeginDispatch(context, x_TD, weights_TA));
 }
 
-Tensor ExpertRound::EndDispatchBackward(const Context& context, const ExpertMessage& sent) const {
-  return GatherRowsBackward(context, End(sent), (outer_ ? *outer_ : inner_).send.row_of_slot_TA);
+Tensor ExpertRound::Combine(const Context& context, const Tensor& expert_out_ND) const {
+  return EndCombine(context, BeginCombine(context, expert_out_ND));
 }
 
-Tensor ExpertRound::Dispatch(const Context& context, const Tensor& x_TD) const {
-  return EndDispatch(context, BeginDispatch(context, x_TD));
+Tensor ExpertRound::CombineBackward(const Context& context, const Tensor& dy_TD) const {
+  return EndCombineBackward(context, BeginCombineBackward(context, dy_TD));
 }
 
-Tensor ExpertRound::Combine(const Context& context, const Tensor& expert_out_ND,
-                            const Tensor& weights_TA) const {
-  return EndCombine(context, BeginCombine(context, expert_out_ND, weights_TA), weights_TA);
-}
-
-CombineGradients ExpertRound::CombineBackward(const Context& context, const Tensor& dy_TD,
-                                              const Tensor& expert_out_ND,
-                                              const Tensor& weights_TA) const {
-  return EndCombineBackward(context, BeginCombineBackward(context, dy_TD, weights_TA),
-                            expert_out_ND);
-}
-
-Tensor ExpertRound::DispatchBackward(const Context& context, const Tensor& drows_ND) const {
-  return EndDispatchBackward(context, BeginDispatchBackward(context, drows_ND));
+WeightedTokens ExpertRound::DispatchBackward(const Context& context,
+                                             const WeightedRows& gradients) const {
+  return EndDispatchBackward(context, BeginDispatchBackward(context, gradients));
 }
 
 }  // namespace baleen

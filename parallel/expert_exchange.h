@@ -1,7 +1,8 @@
 // Expert parallelism: token rows travel to the ranks that hold their experts, and back.
 //
 // Rank r of ep holds experts r L .. (r + 1) L - 1 (L = E / ranks). A round is one pass of some own
-// tokens: Dispatch, the experts' work by the caller, Combine; the backward mirrors it. Rows move by
+// tokens: Dispatch, the experts' work by the caller, Combine; the backward mirrors it. A row takes
+// its routing weight along and the expert applies it, so that Combine is a sum. Rows move by
 // all-to-all-v, in one hop, or in two where ranks come in nodes: first between ranks of the same
 // place in their nodes, each token at most once per node, then inside the node to its experts; sums
 // are formed per node before they travel back. No token is dropped; an expert, a rank or everybody
@@ -64,6 +65,19 @@ struct ExpertMessage {
   Communicator* axis = nullptr;  // null: they do not travel
   uint64_t call = 0;
 };
+// The same with a number for each row (or, on the way to nodes, A for each token).
+struct WeightedMessage {
+  ExpertMessage rows, weights;
+};
+
+struct WeightedRows {
+  Tensor rows_ND;
+  Tensor weights_N;
+};
+struct WeightedTokens {
+  Tensor tokens_TD;
+  Tensor weights_TA;
+};
 
 // One pass of own tokens begin .. end - 1; its functions take and return those rows only. Every
 // rank of ep calls them in the same order. The axes must outlive it. Each comes whole and in two
@@ -77,36 +91,30 @@ class ExpertRound {
   int64_t held_rows() const { return held_rows_; }  // rows from all ranks that this rank takes in
   const Tensor& offsets_L1() const;                 // rows of local expert l
 
-  Tensor Dispatch(const Context& context, const Tensor& x_TD) const;  // rows_ND
-  // y[t] = sum over a of weights[t, a] * (row of slot (t, a))
-  Tensor Combine(const Context& context, const Tensor& expert_out_ND,
-                 const Tensor& weights_TA) const;
-  // Gradients of Combine: dy and the weights travel to the experts, where expert_out is, and the
-  // weights' gradients travel back.
-  CombineGradients CombineBackward(const Context& context, const Tensor& dy_TD,
-                                   const Tensor& expert_out_ND, const Tensor& weights_TA) const;
-  Tensor DispatchBackward(const Context& context, const Tensor& drows_ND) const;  // dx_TD
+  WeightedRows Dispatch(const Context& context, const Tensor& x_TD, const Tensor& weights_TA) const;
+  // y[t] = sum over a of the row of slot (t, a), in the order of a (with two hops, of nodes).
+  Tensor Combine(const Context& context, const Tensor& expert_out_ND) const;
+  // dout_ND: each row its token's dy.
+  Tensor CombineBackward(const Context& context, const Tensor& dy_TD) const;
+  // dx[t], the sum over a as in Combine, and the weights' gradients.
+  WeightedTokens DispatchBackward(const Context& context, const WeightedRows& gradients) const;
 
-  ExpertMessage BeginDispatch(const Context& context, const Tensor& x_TD) const;
-  Tensor EndDispatch(const Context& context, const ExpertMessage& sent) const;
-  ExpertMessage BeginCombine(const Context& context, const Tensor& expert_out_ND,
-                             const Tensor& weights_TA) const;
-  Tensor EndCombine(const Context& context, const ExpertMessage& sent,
-                    const Tensor& weights_TA) const;
-  struct CombineMessages {
-    ExpertMessage dy, weights;
-  };
-  CombineMessages BeginCombineBackward(const Context& context, const Tensor& dy_TD,
-                                       const Tensor& weights_TA) const;
-  CombineGradients EndCombineBackward(const Context& context, const CombineMessages& sent,
-                                      const Tensor& expert_out_ND) const;
-  ExpertMessage BeginDispatchBackward(const Context& context, const Tensor& drows_ND) const;
-  Tensor EndDispatchBackward(const Context& context, const ExpertMessage& sent) const;
+  WeightedMessage BeginDispatch(const Context& context, const Tensor& x_TD,
+                                const Tensor& weights_TA) const;
+  WeightedRows EndDispatch(const Context& context, const WeightedMessage& sent) const;
+  ExpertMessage BeginCombine(const Context& context, const Tensor& expert_out_ND) const;
+  Tensor EndCombine(const Context& context, const ExpertMessage& sent) const;
+  ExpertMessage BeginCombineBackward(const Context& context, const Tensor& dy_TD) const;
+  Tensor EndCombineBackward(const Context& context, const ExpertMessage& sent) const;
+  WeightedMessage BeginDispatchBackward(const Context& context,
+                                        const WeightedRows& gradients) const;
+  WeightedTokens EndDispatchBackward(const Context& context, const WeightedMessage& sent) const;
 
  private:
   friend class ExpertPlanner;
+  // Rows of tokens to the nodes of their experts, at their places there.
   Tensor ToNode(const Context& context, absl::string_view label, const Tensor& x_T) const;
-  Tensor SumFromNodes(const Context& context, absl::string_view label, const Tensor& sum_V) const;
+  const ExpertHop& first_hop() const { return outer_ ? *outer_ : inner_; }
 
   int64_t begin_ = 0, end_ = 0;
   int64_t held_rows_ = 0;

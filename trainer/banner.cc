@@ -103,6 +103,18 @@ std::string Fp8Text(TrainingStage& stage) {
       "; router's gate and sums F32\n");
 }
 
+bool MultipliesFp8Codes(TrainingStage& stage) {
+  const ModelConfig& model = stage.model_config();
+  return stage.recipe().options.indexer_precision == IndexerPrecision::kFp8 &&
+         HasFp8IndexerScores(stage.dtype(), model.index_n_heads, model.index_head_dim);
+}
+
+std::string IndexerPrecisionText(TrainingStage& stage) {
+  if (stage.recipe().options.indexer_precision == IndexerPrecision::kFull) return "full precision";
+  return MultipliesFp8Codes(stage) ? "fp8 (scores of E4M3 codes, loss of their values)"
+                                   : "fp8 simulated";
+}
+
 // What runs on a GPU for this model's shapes: kernels are chosen by shape and dtype alone.
 std::string CudaKernelText(TrainingStage& stage) {
   const ModelConfig& model = stage.model_config();
@@ -129,7 +141,9 @@ std::string CudaKernelText(TrainingStage& stage) {
   }
   if (!stage.recipe().use_indexer) return text;
   absl::StrAppend(&text, "; indexer scores: ",
-                  IndexerScoresKernelName(dtype, model.index_n_heads, model.index_head_dim),
+                  MultipliesFp8Codes(stage)
+                      ? IndexerScoresFp8KernelName()
+                      : IndexerScoresKernelName(dtype, model.index_n_heads, model.index_head_dim),
                   "; top-k: ", TopkSelectKernelName());
   if (options.indexer_loss == IndexerLossKind::kSparse) {
     absl::StrAppend(&text, "; indexer loss: ",
@@ -179,9 +193,8 @@ std::string StageBanner(TrainingStage& stage) {
                     "\n");
   }
   absl::StrAppend(&text, "kernels   attention ", recipe.kernel, "; indexer ",
-                  recipe.options.indexer_precision == IndexerPrecision::kFp8 ? "fp8 simulated"
-                                                                             : "full precision",
-                  recipe.options.hadamard ? " with Hadamard" : "", "\n");
+                  IndexerPrecisionText(stage), recipe.options.hadamard ? " with Hadamard" : "",
+                  "\n");
   if (stage.context().device().kind == DeviceKind::kCuda) {
     absl::StrAppend(&text, "          ", CudaKernelText(stage), "\n");
   }

@@ -19,7 +19,8 @@ DeviceSpec H100() {
   device.description =
       "H100 80 GB: GEMM bf16 794 TF, fp8 blocks 1150 TF, copy 3.02 TB/s, "
       "sparse attention 520/342 TF, "
-      "indexer 680 TF, dense attention 655/450 TF, grouped GEMM 715 TF (measured); NVLink 360 GB/s "
+      "indexer 680 TF (fp8 1000), dense attention 655/450 TF, grouped GEMM 715 TF (measured); "
+      "NVLink 360 GB/s "
       "in nodes of 8, network 40 GB/s a GPU, 20 us a call, 3 GiB for driver and libraries "
       "(assumed)";
   device.memory_bytes = int64_t{81079} << 20;  // 79.18 GiB: what CUDA offers
@@ -36,6 +37,7 @@ DeviceSpec H100() {
       {"SparseAttention", 520e12},
       {"SparseAttentionBackward", 342e12},
       {"IndexerScores", 680e12},
+      {"IndexerScoresFp8", 1000e12},  // causal, as the row above
       {"SparseIndexerLoss", 190e12},  // 0.53 us a row of 64 heads and 2048 keys
       {"DenseIndexerLoss", 665e12},
   };

@@ -178,16 +178,24 @@ class DryRank {
   }
 
   void Update() {
-    counter_.ops.clear();
-    CommunicationLog before = std::exchange(log_, {});
-    optimizer_->ZeroGradients();
-    optimizer_->ReduceGradients();
-    optimizer_->ComputeNorms();
-    optimizer_->Update(request_.stage.optimizer.lr, 1);
-    optimizer_->GatherParameters();
-    update_ = {counter_, log_};
-    AddMessages(before, 1, log_);
+    reduction_ = Counted([&] {
+      optimizer_->ZeroGradients();
+      optimizer_->ReduceGradients();
+      optimizer_->ComputeNorms();
+    });
+    update_ = Counted([&] { optimizer_->Update(request_.stage.optimizer.lr, 1); });
     peaks_.Take();
+  }
+
+  // What `work` does, its messages among those of the step.
+  template <typename Function>
+  CountedWork Counted(Function work) {
+    counter_.ops.clear();
+    const CommunicationLog before = std::exchange(log_, {});
+    work();
+    const CountedWork counted{counter_, log_};
+    AddMessages(before, 1, log_);
+    return counted;
   }
 
   RankPlan Result() const {
@@ -202,6 +210,7 @@ class DryRank {
       memory.peak_bytes = std::max(bytes, memory.peak_bytes);
     }
     plan.actions = actions_;
+    plan.reduction = reduction_;
     plan.update = update_;
     plan.messages = log_;
     plan.flops = flops_;
@@ -230,7 +239,7 @@ class DryRank {
   std::map<std::string, MemoryUse> between_steps_;
   MemoryUse total_between_steps_;
   std::map<ActionType, CountedWork> actions_;
-  CountedWork update_;
+  CountedWork reduction_, update_;
   double flops_ = 0;
 };
 

@@ -44,7 +44,8 @@ struct RankPlan {
   std::map<std::string, MemoryUse> uses;  // bytes: between steps; peak_bytes: during a step
   MemoryUse total;
   std::map<ActionType, CountedWork> actions;  // one action of each type
-  CountedWork update;                         // reduce, norms, AdamW, gather
+  CountedWork reduction;                      // of the gradients, and their norms
+  CountedWork update;                         // AdamW, and the gathers of the values
   CommunicationLog messages;                  // of the whole step
   double flops = 0;                           // executed in the whole step, recomputation included
   // Ranks from the first to the last member of each communicator: does it leave a node?

@@ -58,7 +58,8 @@ PipelineWork::Both ModelWork::ForwardBackward(int forward_part, int forward_micr
 }
 
 Tensor ModelWork::EmptyActivation() {
-  return context_.context.Empty(context_.parameters.dtype(), {batches_.front().num_rows(), context_.config.hidden_size});
+  return context_.context.Empty(context_.parameters.dtype(),
+                                {batches_.front().num_rows(), context_.config.hidden_size});
 }
 
 }  // namespace baleen

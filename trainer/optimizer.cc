@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "kernels/core/transfer.h"
-#include "kernels/ops/adamw.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/reduce.h"
 
@@ -37,8 +36,7 @@ DecayRanges RangesOf(const ParameterStore& parameters, const OptimizerShard& sha
   int64_t end = 0;
   for (const int id : parameters.buckets()[shard.bucket].parameters) {
     const Parameter& parameter = parameters.at(id);
-    const Overlap own =
-        Meet(parameter.begin, parameter.num_elements(), shard.begin, shard.count);
+    const Overlap own = Meet(parameter.begin, parameter.num_elements(), shard.begin, shard.count);
     if (own.count() <= 0) continue;
     if (own.begin - shard.begin > end) add(end, 0);
     add(own.begin - shard.begin, parameter.weight_decay ? weight_decay : 0);
@@ -51,9 +49,9 @@ DecayRanges RangesOf(const ParameterStore& parameters, const OptimizerShard& sha
 
 }  // namespace
 
-Optimizer::Optimizer(Context& context, ParameterStore& parameters,
-                     const OptimizerConfig& config, const std::vector<ParameterGroup>& trained,
-                     const GridCommunicators& grid, Communicator& world)
+Optimizer::Optimizer(Context& context, ParameterStore& parameters, const OptimizerConfig& config,
+                     const std::vector<ParameterGroup>& trained, const GridCommunicators& grid,
+                     Communicator& world)
     : context_(context), parameters_(parameters), config_(config), world_(world) {
   const ScopedUse use(context, "optimizer");
   const std::vector<Bucket>& buckets = parameters.buckets();
@@ -160,10 +158,14 @@ void Optimizer::Reduce(OptimizerShard& shard) {
   missing_[shard.bucket] = 0;
 }
 
-void Optimizer::ReduceGradients() {
+void Optimizer::ReduceRest() {
   for (OptimizerShard& shard : shards_) {
     if (missing_[shard.bucket] > 0) Reduce(shard);
   }
+}
+
+void Optimizer::ReduceGradients() {
+  ReduceRest();
   for (OptimizerShard& shard : shards_) shard.axis->Join();
 }
 

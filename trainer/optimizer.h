@@ -3,7 +3,8 @@
 //
 //   GradientsReady    a bucket is reduce-scattered as soon as all its gradients are complete, while
 //                     the backward of other layers still runs
-//   ReduceGradients   the buckets that are left: each rank then has the sum of its own ranges
+//   ReduceRest        the buckets that are left, still beside what is computed
+//   ReduceGradients   the same, and waits: each rank then has the sum of its own ranges
 //   ComputeNorms      global norms of the two clip groups (main = all but the indexers, indexer),
 //                     each element counted once
 //   Update            AdamW on the own ranges, bucket by bucket in the order in which a forward
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "configs/schema/run_config.h"
+#include "kernels/ops/adamw.h"
 #include "parallel/grid_communicators.h"
 #include "trainer/model/parameter_store.h"
 
@@ -57,9 +59,10 @@ class Optimizer {
 
   void ZeroGradients();
   // Parameters first .. end - 1 (ids) get no further gradient in this step. Every rank of an axis
-  // says so in the same order. The shared embedding is left to ReduceGradients: the stages that
-  // hold it finish at different times.
+  // says so in the same order. The shared embedding is left to ReduceRest: the stages that hold it
+  // finish at different times.
   void GradientsReady(int first, int end);
+  void ReduceRest();
   void ReduceGradients();
   void ComputeNorms();
   // `step` counts updates of this optimizer from 1 (Adam's bias correction).
@@ -94,7 +97,7 @@ class Optimizer {
   Communicator& world_;
   std::vector<OptimizerShard> shards_;
   std::vector<int> update_order_;  // of the shards that train
-  std::vector<int> missing_;  // by shard: parameters whose gradients are not complete
+  std::vector<int> missing_;       // by shard: parameters whose gradients are not complete
   std::array<Clip, 2> clips_;
 };
 

@@ -58,6 +58,19 @@ double MessageSeconds(const StagePlan& plan) {
              (distance < device.ranks_per_node ? device.node_bandwidth : device.network_bandwidth);
 }
 
+// The gathers run beside AdamW, then beside the next step's first forward of the rank's parts.
+double UpdateSeconds(const RankPlan& rank, const DeviceSpec& device) {
+  double forward = 0;
+  for (const auto& [type, work] : rank.actions) {
+    if (std::get<0>(type) == ActionKind::kForward)
+      forward += Seconds(work, rank.spans, device, Overlap::kNone);
+  }
+  const double adamw = Seconds({rank.update.ops, {}}, rank.spans, device, Overlap::kNone);
+  const double both = Seconds(rank.update, rank.spans, device, Overlap::kMessages);
+  return Seconds(rank.reduction, rank.spans, device, Overlap::kNone) + adamw +
+         std::max(0.0, both - adamw - forward);
+}
+
 absl::Status Predict(const Schedule& schedule, StagePlan& plan) {
   const DeviceSpec& device = plan.request.device;
   std::map<ActionType, double> seconds;
@@ -68,8 +81,7 @@ absl::Status Predict(const Schedule& schedule, StagePlan& plan) {
       const bool both = std::get<0>(type) == ActionKind::kForwardBackward;
       seconds[type] = Seconds(work, rank.spans, device, both ? Overlap::kMessages : Overlap::kNone);
     }
-    plan.update_seconds =
-        std::max(plan.update_seconds, Seconds(rank.update, rank.spans, device, Overlap::kNone));
+    plan.update_seconds = std::max(plan.update_seconds, UpdateSeconds(rank, device));
   }
   ASSIGN_OR_RETURN(plan.timeline,
                    SimulateSchedule(

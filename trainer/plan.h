@@ -29,7 +29,9 @@ struct StagePlan {
   std::vector<RankPlan> ranks;  // the first rank of each pipeline stage
   Timeline timeline;            // seconds
   double bubble = 0;            // idle share of the pipeline's rank time
-  double update_seconds = 0;    // of the slowest stage: reduce, AdamW, gather; after the pipeline
+  // After the pipeline, of the slowest stage: reduction, norms, AdamW, and what of the values'
+  // gathers neither AdamW nor the next step's first forward hides.
+  double update_seconds = 0;
   double step_seconds = 0;
   double tokens_per_second = 0;
   double mfu = 0;  // model FLOPs (flops.h) over those of all devices at their matmul ceiling

@@ -132,6 +132,7 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
   WatchedWork watched(work, watch);
   RunPipeline(stage.program(), stage.layout().part_rank, *stage.axes().pp, watched);
+  optimizer.ReduceRest();  // on their way while the host asks for the statistics
   watch(StepPhase::kStatistics);
   ReduceStats(stage, stats);
   RETURN_IF_ERROR(CheckScores(stats));
@@ -141,8 +142,6 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   optimizer.ComputeNorms();
   watch(StepPhase::kUpdate);
   optimizer.Update(lr, position.stage_step + 1);
-  watch(StepPhase::kGather);
-  optimizer.GatherParameters();
   watch(StepPhase::kSummary);
   if (!optimizer.skipped()) BalanceRouters(stage, stats);
   StepResult result = SummariseStep(stage, batch.counts, stats);

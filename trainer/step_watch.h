@@ -16,10 +16,9 @@ enum class StepPhase : uint8_t {
   kBackwardWeight,
   kPipeline,    // between them: messages to other pipeline ranks
   kStatistics,  // their sums over the ranks: the host waits for the model's passes
-  kReduce,      // what is left of the gradients' reduction
+  kReduce,      // the wait for what is left of the gradients' reduction
   kNorms,
-  kUpdate,
-  kGather,
+  kUpdate,   // the gathers of the values begin in it, and end beside what follows
   kSummary,  // the host reads norms and means
 };
 inline constexpr int kNumStepPhases = static_cast<int>(StepPhase::kSummary) + 1;

@@ -242,8 +242,8 @@ void CheckScores(IndexerDtype dtype, int rows, int keys, int heads, uint64_t see
   DeviceBuffer<int32_t> begin(windows.begin), end(windows.end);
   DeviceBuffer<float> scores(rows * stride);
   scores.Poison();
-  IndexerScoresArgs args{q.get(), k.get(), w.get(), k_scale.get(), begin.get(), end.get(),
-                         rows,    keys,    heads,   scores.get(),  stride};
+  IndexerScoresArgs args{q.get(),   k.get(), w.get(), nullptr, k_scale.get(), begin.get(),
+                         end.get(), rows,    keys,    heads,   scores.get(),  stride};
   Check(LaunchIndexerScores(dtype, args, nullptr), "LaunchIndexerScores");
   CheckLaunch("scores");
   const std::vector<double> reference =
@@ -303,8 +303,8 @@ void TimeScores(Timer& timer, Report& report, IndexerDtype dtype, int heads, int
     pairs += ends[t];
   }
   DeviceBuffer<int32_t> end(ends);
-  IndexerScoresArgs args{q.get(), k.get(), w.get(), k_scale.get(), nullptr, end.get(),
-                         rows,    keys,    heads,   scores.get(),  keys};
+  IndexerScoresArgs args{q.get(),   k.get(), w.get(), nullptr, k_scale.get(), nullptr,
+                         end.get(), rows,    keys,    heads,   scores.get(),  keys};
   const double ms =
       timer.MedianMs([&] { Check(LaunchIndexerScores(dtype, args, nullptr), "scores"); }, 10);
   report.Add({{"scores", Name(dtype)},

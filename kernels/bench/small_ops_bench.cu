@@ -1,5 +1,9 @@
-// Memory-bound ops at the model's widths: GB/s of the bytes that each must move, beside the device
+// Memory-bound ops at the model's widths: TB/s of the bytes that each must move, beside the device
 // copy measured in the same call. That they are right is checked by tests/cuda/ops_*_test.cc.
+//
+// Timed twice: behind a memset that empties the L2 (as in every bench here), and behind one whose
+// lines are driven out by reads. The first leaves lines in the L2 that are written back in the op's
+// time, which is fair for an op that leaves as many behind; one that only reads pays for memset.
 //
 //   small_ops_bench [--json=FILE] [--check]     (--check is there for run_kernel_benches.sh)
 #include <cstring>
@@ -13,6 +17,7 @@
 #include "kernels/ops/indexer/fp8_simulate_cuda.h"
 #include "kernels/ops/indexer/selection_hash_cuda.h"
 #include "kernels/ops/layer_norm_cuda.h"
+#include "kernels/ops/linear/fp8_quantise_cuda.h"
 #include "kernels/ops/moe/permute_cuda.h"
 #include "kernels/ops/moe/router_balance_cuda.h"
 #include "kernels/ops/moe/router_cuda.h"
@@ -30,18 +35,66 @@ using Bf16 = __nv_bfloat16;
 constexpr CudaElement kBf16 = CudaElement::kBF16;
 constexpr int64_t kTokens = 8192, kHidden = 7168, kExperts = 256, kSlots = 8;
 
+__global__ void ReadKernel(const uint4* words, size_t count, uint32_t* found) {
+  uint32_t bits = 0;
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < count;
+       i += size_t{gridDim.x} * blockDim.x) {
+    const uint4 word = words[i];
+    bits |= word.x | word.y | word.z | word.w;
+  }
+  if (bits != 0) *found = bits;  // never: they are zeros
+}
+
+// Median milliseconds behind an L2 full of lines that nobody has to write back.
+class CleanTimer {
+ public:
+  CleanTimer() : written_(size_t{256} << 20), read_(written_.size()), found_(1) {
+    read_.Zero();
+    Check(cudaEventCreate(&begin_), "event");
+    Check(cudaEventCreate(&end_), "event");
+  }
+  ~CleanTimer() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+  }
+  CleanTimer(const CleanTimer&) = delete;
+  CleanTimer& operator=(const CleanTimer&) = delete;
+
+  double MedianMs(const std::function<void()>& work) {
+    std::vector<float> times(20);
+    for (float& ms : times) {
+      Check(cudaMemsetAsync(written_.get(), 1, written_.bytes()), "flush");
+      ReadKernel<<<1024, 256>>>(reinterpret_cast<const uint4*>(read_.get()), read_.bytes() / 16,
+                                found_.get());
+      Check(cudaEventRecord(begin_), "event");
+      work();
+      Check(cudaEventRecord(end_), "event");
+      CheckLaunch("timed call");
+      Check(cudaEventElapsedTime(&ms, begin_, end_), "elapsed");
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+ private:
+  DeviceBuffer<uint8_t> written_, read_;
+  DeviceBuffer<uint32_t> found_;
+  cudaEvent_t begin_, end_;
+};
+
 class SmallOps {
  public:
   SmallOps() : copy_tbs_(CopyTbs(timer_)) { std::printf("copy %.2f TB/s\n", copy_tbs_); }
 
   void Time(const char* name, double bytes, const std::function<void()>& work) {
-    const double ms = timer_.MedianMs(work);
+    const double ms = timer_.MedianMs(work), clean_ms = clean_timer_.MedianMs(work);
     const double tbs = bytes / (ms * 1e9);
     report_.Add({{"op", name},
                  {"us", Number(ms * 1e3)},
                  {"MB", Number(bytes / 1e6)},
                  {"TB/s", Number(tbs, 2)},
-                 {"% of copy", Number(100 * tbs / copy_tbs_)}});
+                 {"% of copy", Number(100 * tbs / copy_tbs_)},
+                 {"% clean L2", Number(100 * tbs * ms / clean_ms / copy_tbs_)}});
   }
 
   void Elementwise() {
@@ -105,6 +158,29 @@ class SmallOps {
                                    workspace.get(), dweight.get(), dbias.get()},
                                   nullptr);
     });
+  }
+
+  void Fp8() {
+    constexpr int64_t kRuns = kHidden / 128, kRowRuns = kTokens / 128;
+    DeviceBuffer<Bf16> x(kTokens * kHidden);
+    FillNormal(x, 1.0f, 13);
+    DeviceBuffer<uint8_t> codes(x.size()), turned(x.size());
+    DeviceBuffer<float> scales(kRuns * kTokens), turned_scales(scales.size());
+    const Fp8QuantiseCudaArgs rows{1,       kTokens, kHidden,     x.get(),     kTokens,
+                                   kHidden, kTokens, codes.get(), scales.get()};
+    const Fp8QuantiseCudaArgs columns{
+        1, kTokens, kHidden, x.get(), kHidden, kTokens, kHidden, turned.get(), turned_scales.get()};
+    const double one = static_cast<double>(codes.bytes() + scales.bytes()),
+                 values = static_cast<double>(x.bytes());
+    Time("fp8_rows", values + one, [&] { Fp8QuantiseRowsCuda(rows, nullptr); });
+    Time("fp8_columns", values + one, [&] { Fp8QuantiseColumnsCuda(columns, nullptr); });
+    Time("fp8_both", values + 2 * one, [&] { Fp8QuantiseBothCuda(rows, columns, nullptr); });
+    Fp8QuantiseCudaArgs blocks = rows;
+    blocks.scale_stride = kRuns;
+    Time("fp8_weight", values + one, [&] { Fp8QuantiseBlocksCuda(blocks, false, nullptr); });
+    blocks = columns;
+    blocks.scale_stride = kRowRuns;
+    Time("fp8_weight_turned", values + one, [&] { Fp8QuantiseBlocksCuda(blocks, true, nullptr); });
   }
 
   void Rope() {
@@ -172,8 +248,14 @@ class SmallOps {
     DeviceBuffer<float> weights(kRows), dweights(kRows);
     FillNormal(weights, 1.0f, 7);
     const double row_bytes = 2.0 * kHidden;
-    Time("gather_rows", 2 * kRows * row_bytes,
-         [&] { GatherRowsCuda(kRows, 2 * kHidden, x.get(), rows.get(), dx_rows.get(), nullptr); });
+    Time("spread_rows", (kRows + kTokens) * row_bytes, [&] {
+      SpreadRowsCuda(kTokens, kSlots, 2 * kHidden, x.get(), places.get(), dx_rows.get(), nullptr);
+    });
+    // What arrived from other ranks, into the order of the experts: every row from a place of its
+    // own.
+    Time("gather_rows", 2 * kRows * row_bytes, [&] {
+      GatherRowsCuda(kRows, 2 * kHidden, x_rows.get(), places.get(), dx_rows.get(), nullptr);
+    });
     Time("combine_rows", (kRows + kTokens) * row_bytes, [&] {
       CombineRowsCuda(
           {kBf16, kTokens, kSlots, kHidden, x_rows.get(), places.get(), weights.get(), x.get()},
@@ -221,9 +303,12 @@ class SmallOps {
       EmbeddingLookupCuda({kTokens, kWords, 2 * kHidden, 0, ids.get(), table.get(), y.get()},
                           nullptr);
     });
-    Time("embedding_bwd", bytes * (1 + 4 * 0.95), [&] {
+    Time("embedding_sort", 20.0 * kTokens, [&] {
       StableSortCuda({kTokens, ids.get(), 0, kWords, workspace.get(), keys.get(), items.get()},
                      nullptr);
+    });
+    Time("embedding_bwd", bytes * (1 + 4 * 0.95), [&] {
+      RankWordsCuda({kTokens, kWords, 0, ids.get(), keys.get(), items.get()}, nullptr);
       EmbeddingBackwardCuda(
           {kBf16, kTokens, kWords, kHidden, keys.get(), items.get(), y.get(), dtable.get()},
           nullptr);
@@ -282,6 +367,7 @@ class SmallOps {
 
  private:
   Timer timer_;
+  CleanTimer clean_timer_;
   double copy_tbs_;
   Report report_;
 };
@@ -301,6 +387,7 @@ int main(int argc, char** argv) {
   ops.Norms(32768, 1536, "1536");
   ops.Norms(65536, 512, "512");
   ops.Norms(131072, 128, "128");
+  ops.Fp8();
   ops.Rope();
   ops.CrossEntropy();
   ops.Experts();

@@ -11,6 +11,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vector.cuh"
 #include "kernels/ops/cross_entropy_cuda.h"
+#include "kernels/ops/read_once.cuh"
 
 namespace baleen {
 namespace {
@@ -37,59 +38,88 @@ __device__ __forceinline__ MaxSum Join(const MaxSum& a, const MaxSum& b) {
   return {max, a.sum * ExpBelow(a.max, max) + b.sum * ExpBelow(b.max, max)};
 }
 
-template <int kWidth>
-__device__ __forceinline__ void Include(const float (&x)[kWidth], MaxSum& all) {
+constexpr int kStatsThreads = 256, kStatsWarps = kStatsThreads / 32;
+constexpr int kStatsUnroll = 8;
+
+// A word that adds nothing: logits of -inf.
+template <typename T, int kWidth>
+__device__ __forceinline__ Word<T, kWidth> NoWord() {
+  float x[kWidth];
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) x[k] = -INFINITY;
+  return Pack<T, kWidth>(x);
+}
+
+template <typename T, int kWidth, int kWords>
+__device__ __forceinline__ void Include(const Word<T, kWidth> (&words)[kWords], MaxSum& all) {
   float max = all.max;
 #pragma unroll
-  for (int k = 0; k < kWidth; ++k) max = fmaxf(max, x[k]);
-  // A maximum of -inf (or NaN values only) leaves the sum alone but for NaN.
-  float sum = all.sum * (all.max == max ? 1.0f : ExpBelow(all.max, max));
+  for (int u = 0; u < kWords; ++u) {
+    float x[kWidth];
+    Unpack<T, kWidth>(words[u], x);
 #pragma unroll
-  for (int k = 0; k < kWidth; ++k) sum += ExpBelow(x[k], max);
+    for (int k = 0; k < kWidth; ++k) max = fmaxf(max, x[k]);  // passes over NaN
+  }
+  // So that -inf less the maximum is -inf where all are.
+  const float below = max == -INFINITY ? 0.0f : max;
+  float sum = all.sum * (all.max == max ? 1.0f : Exp2((all.max - below) * kLog2E));
+#pragma unroll
+  for (int u = 0; u < kWords; ++u) {
+    float x[kWidth];
+    Unpack<T, kWidth>(words[u], x);
+    float part = 0;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) part += Exp2((x[k] - below) * kLog2E);
+    sum += part;
+  }
   all = {max, sum};
+}
+
+// Joins the pairs of kNeighbours neighbouring lanes; each of them gets the same bits.
+template <int kNeighbours>
+__device__ __forceinline__ MaxSum JoinLanes(MaxSum all) {
+#pragma unroll
+  for (int offset = kNeighbours / 2; offset > 0; offset /= 2) {
+    const MaxSum other = {__shfl_xor_sync(~0u, all.max, offset),
+                          __shfl_xor_sync(~0u, all.sum, offset)};
+    // The lower lane's pair first.
+    all = threadIdx.x & offset ? Join(other, all) : Join(all, other);
+  }
+  return all;
 }
 
 // One block a row.
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(kThreads) LocalStatsKernel(CrossEntropyCudaArgs args) {
-  __shared__ MaxSum shared[kThreads / 32];
+__global__ void __launch_bounds__(kStatsThreads) LocalStatsKernel(CrossEntropyCudaArgs args) {
+  __shared__ MaxSum of_warps[kStatsWarps];
   const int64_t row = blockIdx.x;
   const T* const logits = static_cast<const T*>(args.logits) + row * args.W;
   const int64_t vectors = args.W / kWidth;
-  MaxSum all;
-  for (int64_t first = threadIdx.x; first < vectors; first += kUnroll * kThreads) {
-    Word<T, kWidth> words[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t v = first + u * kThreads;
-      if (v < vectors) words[u] = LoadWord<T, kWidth>(logits + v * kWidth);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if (first + u * kThreads >= vectors) continue;
-      float x[kWidth];
-      Unpack<T, kWidth>(words[u], x);
-      Include(x, all);
-    }
-  }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const MaxSum other = {__shfl_xor_sync(~0u, all.max, offset),
-                          __shfl_xor_sync(~0u, all.sum, offset)};
-    // The lower lane's pair first, so that both lanes get the same bits.
-    all = threadIdx.x & offset ? Join(other, all) : Join(all, other);
-  }
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = all;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < kThreads / 32; ++w) all = Join(all, shared[w]);
+  // Asked for before the logits, so that at the end the target's logit is one access away.
   const int32_t target = args.targets_T[row];
+  MaxSum all;
+  for (int64_t first = threadIdx.x; first < vectors; first += kStatsUnroll * kStatsThreads) {
+    Word<T, kWidth> words[kStatsUnroll];
+#pragma unroll
+    for (int u = 0; u < kStatsUnroll; ++u) {
+      const int64_t v = first + u * kStatsThreads;
+      words[u] = v < vectors ? LoadWordOnce<T, kWidth>(logits + v * kWidth) : NoWord<T, kWidth>();
+    }
+    Include<T, kWidth>(words, all);
+  }
   const int64_t column = target - args.vocab_begin;
-  const bool here = target >= 0 && column >= 0 && column < args.W;
+  float logit[1] = {0};
+  if (threadIdx.x == 0 && target >= 0 && column >= 0 && column < args.W) {
+    Load<T, 1>(logits + column, logit);
+  }
+  all = JoinLanes<32>(all);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = all;
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  all = JoinLanes<kStatsWarps>(of_warps[threadIdx.x % kStatsWarps]);
+  if (threadIdx.x != 0) return;
   args.stats.row_max[row] = all.max;
   args.stats.row_sum[row] = all.sum;
-  float logit[1] = {0};
-  if (here) Load<T, 1>(logits + column, logit);
   args.stats.target_logit[row] = logit[0];
 }
 
@@ -173,7 +203,7 @@ void CrossEntropyLocalStatsCuda(const CrossEntropyCudaArgs& args, void* stream) 
     using T = decltype(zero);
     ForWidth<T>(Vectors(args, kLanes<T>), [&](auto width) {
       LocalStatsKernel<T, decltype(width)::value>
-          <<<static_cast<unsigned>(args.tokens), kThreads, 0, AsStream(stream)>>>(args);
+          <<<static_cast<unsigned>(args.tokens), kStatsThreads, 0, AsStream(stream)>>>(args);
     });
     CheckLaunch("cross-entropy statistics");
   });

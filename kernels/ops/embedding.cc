@@ -24,15 +24,25 @@ void BackwardOnCuda(const Context& context, const Tensor& ids_T, const Tensor& d
   const int64_t W = dtable_WD.dim(0), tokens = ids_T.dim(0);
   const Tensor words_T = context.Empty(DType::kI32, {tokens});
   const Tensor sorted_T = context.Empty(DType::kI32, {tokens});
-  const Tensor workspace = context.Empty(DType::kI32, {StableSortWorkspaceInts(tokens, W)});
-  StableSortCuda({.count = tokens,
-                  .keys = ids_T.data<int32_t>(),
-                  .first = vocab_begin,
-                  .num_keys = W,
-                  .workspace = workspace.data<int32_t>(),
-                  .sorted_keys = words_T.data<int32_t>(),
-                  .sorted_items = sorted_T.data<int32_t>()},
-                 context.stream());
+  if (RanksWordsCuda(tokens, W)) {
+    RankWordsCuda({.tokens = tokens,
+                   .W = W,
+                   .vocab_begin = vocab_begin,
+                   .ids_T = ids_T.data<int32_t>(),
+                   .sorted_words_T = words_T.data<int32_t>(),
+                   .sorted_tokens_T = sorted_T.data<int32_t>()},
+                  context.stream());
+  } else {
+    const Tensor workspace = context.Empty(DType::kI32, {StableSortWorkspaceInts(tokens, W)});
+    StableSortCuda({.count = tokens,
+                    .keys = ids_T.data<int32_t>(),
+                    .first = vocab_begin,
+                    .num_keys = W,
+                    .workspace = workspace.data<int32_t>(),
+                    .sorted_keys = words_T.data<int32_t>(),
+                    .sorted_items = sorted_T.data<int32_t>()},
+                   context.stream());
+  }
   EmbeddingBackwardCuda({.element = ElementOf(kOp, "dy", dy_TD),
                          .tokens = tokens,
                          .W = W,

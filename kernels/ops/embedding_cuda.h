@@ -29,4 +29,15 @@ struct EmbeddingBackwardCudaArgs {
 };
 void EmbeddingBackwardCuda(const EmbeddingBackwardCudaArgs& args, void* stream);
 
+// The same sorted arrays for few tokens in one launch, where RanksWordsCuda says so: words are ids
+// less vocab_begin, those outside [0, W) count as W.
+struct RankWordsCudaArgs {
+  int64_t tokens = 0, W = 0, vocab_begin = 0;
+  const int32_t* ids_T = nullptr;
+  int32_t* sorted_words_T = nullptr;
+  int32_t* sorted_tokens_T = nullptr;
+};
+bool RanksWordsCuda(int64_t tokens, int64_t W);
+void RankWordsCuda(const RankWordsCudaArgs& args, void* stream);
+
 }  // namespace baleen

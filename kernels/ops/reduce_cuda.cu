@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vector.cuh"
+#include "kernels/ops/read_once.cuh"
 #include "kernels/ops/reduce_cuda.h"
 
 namespace baleen {
@@ -15,7 +16,7 @@ namespace {
 using namespace cuda;
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1024;
+constexpr int64_t kMaxBlocks = 4096;
 constexpr int64_t kBlockElements = 16 * 1024;  // at least, where there are that many
 
 __device__ __forceinline__ double WarpSum(double value) {
@@ -55,7 +56,7 @@ struct FloatReader {
   static constexpr int kWidth = W;
   __device__ static void Read(const T* x, double (&v)[W]) {
     float f[W];
-    Load<T, W>(x, f);
+    LoadOnce<T, W>(x, f);
 #pragma unroll
     for (int k = 0; k < W; ++k) v[k] = f[k];
   }

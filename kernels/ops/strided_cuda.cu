@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/vector.cuh"
+#include "kernels/ops/read_once.cuh"
 #include "kernels/ops/strided_cuda.h"
 
 namespace baleen {
@@ -75,10 +76,13 @@ void LaunchCopy(const CopyViewCudaArgs& args, void* stream) {
   CheckLaunch("copy view");
 }
 
+constexpr int kTermsAtOnce = 8;  // in flight
+constexpr int kSumThreads = 64;
+
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(kFlatThreads)
+__global__ void __launch_bounds__(kSumThreads)
     AddBatchSumKernel(AddBatchSumCudaArgs args, uint32_t row_vectors) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kFlatThreads + threadIdx.x;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x;
   const int64_t row = Quotient(i, row_vectors, args.rows * row_vectors);
   const int64_t col = (i - row * row_vectors) * kWidth;
   if (i >= args.rows * row_vectors) return;
@@ -86,12 +90,22 @@ __global__ void __launch_bounds__(kFlatThreads)
   const T* from = static_cast<const T*>(args.from) + row * args.from_row_stride + col;
   float sum[kWidth];
   Load<T, kWidth>(to, sum);
-#pragma unroll 16
-  for (int64_t b = 0; b < args.batch; ++b) {
-    float term[kWidth];
-    Load<T, kWidth>(from + b * args.from_batch_stride, term);
+  for (int64_t first = 0; first < args.batch; first += kTermsAtOnce) {
+    Word<T, kWidth> words[kTermsAtOnce];
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) sum[k] += term[k];
+    for (int u = 0; u < kTermsAtOnce; ++u) {
+      if (first + u < args.batch) {
+        words[u] = LoadWordOnce<T, kWidth>(from + (first + u) * args.from_batch_stride);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kTermsAtOnce; ++u) {
+      if (first + u >= args.batch) break;
+      float term[kWidth];
+      Unpack<T, kWidth>(words[u], term);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) sum[k] += term[k];
+    }
   }
   Store<T, kWidth>(to, sum);
 }
@@ -123,9 +137,9 @@ void AddBatchSumCuda(const AddBatchSumCudaArgs& args, void* stream) {
     ForWidth<T>(vectors, [&](auto width) {
       constexpr int kWidth = decltype(width)::value;
       const int64_t row_vectors = args.cols / kWidth;
-      const int64_t blocks = CeilDiv(args.rows * row_vectors, kFlatThreads);
+      const int64_t blocks = CeilDiv(args.rows * row_vectors, kSumThreads);
       AddBatchSumKernel<T, kWidth>
-          <<<static_cast<unsigned>(blocks), kFlatThreads, 0, AsStream(stream)>>>(
+          <<<static_cast<unsigned>(blocks), kSumThreads, 0, AsStream(stream)>>>(
               args, static_cast<uint32_t>(row_vectors));
     });
     CheckLaunch("add batch sum");

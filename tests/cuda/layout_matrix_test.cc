@@ -11,9 +11,9 @@
 
 #include "absl/strings/str_format.h"
 #include "tests/cuda/gpu.h"
+#include "tests/cuda/layout_case_support.h"
 #include "tests/cuda/nccl_world_support.h"
 #include "tests/support/status_matchers.h"
-#include "tests/trainer/layout_cases.h"
 
 namespace baleen::testing {
 namespace {
@@ -29,35 +29,6 @@ constexpr double kMostOfOwnRounding = 4;
 // bf16 keeps 8 bits: a rounding is off by at most 2^-9 of the value. About 20 of them follow one
 // another in a block, with random signs: 2^-9 * sqrt(20 * 4 blocks) of what a row adds to a loss.
 constexpr double kRowError = 1.7e-2;
-
-// Heads of the published models, so that their kernels run; all else small. Weights are small
-// enough for the indexers' gradients to have few gates near 0 (in fp64, rounding the weights alone
-// to bf16 leaves them a cosine of 0.9995).
-RigCase MakeGpuCase(RecipeKind kind, const Layout& layout) {
-  RigCase c = MakeCase(kind, layout, 3);
-  ModelConfig& m = c.model;
-  m.vocab_size = 256;
-  m.hidden_size = 256;
-  m.intermediate_size = 256;
-  m.moe_intermediate_size = 64;
-  m.num_attention_heads = 8;
-  m.q_lora_rank = 128;
-  m.kv_lora_rank = 512;
-  m.qk_nope_head_dim = 128;
-  m.qk_rope_head_dim = 64;
-  m.v_head_dim = 128;
-  m.index_n_heads = 64;
-  m.index_head_dim = 128;
-  m.index_topk = 128;
-  m.initializer_range = 0.04;
-  c.stage.data.seq_length = 256;
-  c.document_mask = kind == RecipeKind::kWarmUp || kind == RecipeKind::kSparse;
-  // Enough microbatches for two parts on each of two pipeline ranks.
-  c.stage.global_batch_size = layout.pipeline > 1 ? 4 * layout.data : std::max(2, layout.data);
-  c.bucket_elements = 1000000;
-  c.stage.losses.balance = 1e-2;
-  return c;
-}
 
 double RowsOf(const RigCase& c) {
   return static_cast<double>(c.stage.global_batch_size * c.stage.data.seq_length);

@@ -236,6 +236,26 @@ TEST_P(NcclOnRanks, WhatWasBegunIsThereAfterWaitWhateverIsBegunBehindIt) {
   }
 }
 
+TEST_P(NcclOnRanks, GathersBegunBesideExchangesAreThereAfterWait) {
+  const std::vector<int64_t> one(size(), 1);
+  const Tensor mine = Ints({rank() + 1}), each = Ints(std::vector<int32_t>(size(), rank() + 1));
+  const Tensor first = Ints(std::vector<int32_t>(size(), 0)),
+               exchanged = Ints(std::vector<int32_t>(size(), 0)),
+               second = Ints(std::vector<int32_t>(size(), 0));
+  const uint64_t gather = World().BeginAllGather("first", mine, first);
+  World().BeginAllToAllV("exchange", each, one, exchanged, one);
+  // In place: a rank's part is its own place of the whole.
+  World().AllGather("in order", mine, second);
+  const uint64_t last = World().BeginAllGather("second", second.Flat(rank(), 1), second);
+  World().Wait(gather);
+  for (int r = 0; r < size(); ++r) EXPECT_EQ(Get(first)[r], r + 1);
+  World().Wait(last);  // and for all that was begun before it
+  for (int r = 0; r < size(); ++r) {
+    EXPECT_EQ(Get(exchanged)[r], r + 1);
+    EXPECT_EQ(Get(second)[r], r + 1);
+  }
+}
+
 class NcclDeviceOnRanks : public NcclOnRanks {};
 INSTANTIATE_TEST_SUITE_P(Kinds, NcclDeviceOnRanks, ::testing::Values(DeviceKind::kCuda),
                          [](const auto&) { return "Device"; });
@@ -274,6 +294,28 @@ TEST_P(NcclDeviceOnRanks, ABegunExchangeLetsTheComputeStreamGoOn) {
   EXPECT_FALSE(device.IsDone(device.Record(device.compute_stream())));
   gate.Open();
   for (int r = 0; r < size(); ++r) EXPECT_EQ(Get(theirs)[r], r + 1);
+}
+
+TEST_P(NcclDeviceOnRanks, ABegunGatherLetsExchangesAndTheComputeStreamGoOn) {
+  if (size() == 1) return;
+  CudaDevice& device = Gpu().cuda();
+  const std::unique_ptr<Communicator> other = World().Split(0, rank(), "other");
+  const std::vector<int64_t> one(size(), 1);
+  const Tensor mine = Ints({rank() + 1}), each = Ints(std::vector<int32_t>(size(), rank() + 1));
+  const Tensor whole = Ints(std::vector<int32_t>(size(), 0)),
+               exchanged = Ints(std::vector<int32_t>(size(), 0));
+  World().AllReduce("warm", Ints({0}));
+  other->AllReduce("warm", Ints({0}));
+  Gate gate;
+  gate.Close(device.communication_stream());
+  const uint64_t gather = World().BeginAllGather("beside", mine, whole);
+  other->Wait(other->BeginAllToAllV("soon", each, one, exchanged, one));
+  // There though the gate is closed; waiting for an exchange of one axis is not for another's.
+  for (int r = 0; r < size(); ++r) EXPECT_EQ(Get(exchanged)[r], r + 1);
+  World().Wait(gather);
+  EXPECT_FALSE(device.IsDone(device.Record(device.compute_stream())));
+  gate.Open();
+  for (int r = 0; r < size(); ++r) EXPECT_EQ(Get(whole)[r], r + 1);
 }
 
 TEST_P(NcclDeviceOnRanks, TheRecordSaysWhatTheDeviceHasNotDone) {

@@ -85,6 +85,9 @@ void ExpectSameOperand(const Fp8Operand& gpu, const Fp8Operand& cpu) {
 void ExpectSameQuantisers(const OperandPair& x, const OperandPair& weights) {
   ExpectSameOperand(QuantiseRows(Gpu(), x.gpu), QuantiseRows(Cpu(), x.host));
   ExpectSameOperand(QuantiseColumns(Gpu(), x.gpu), QuantiseColumns(Cpu(), x.host));
+  const Fp8RowsAndColumns both = QuantiseRowsAndColumns(Gpu(), x.gpu);
+  ExpectSameOperand(both.rows, QuantiseRows(Cpu(), x.host));
+  ExpectSameOperand(both.columns, QuantiseColumns(Cpu(), x.host));
   for (const Fp8Side side : {Fp8Side::kColumns, Fp8Side::kRows}) {
     ExpectSameOperand(QuantiseWeight(Gpu(), weights.gpu, side),
                       QuantiseWeight(Cpu(), weights.host, side));
@@ -101,6 +104,9 @@ TEST(CudaFp8Quantise, HasTheBitsOfTheDefinitionForEveryShape) {
   }
   EXPECT_EQ(QuantiseRows(Gpu(), Gpu().Empty(DType::kBF16, {0, 16})).codes.num_elements(), 0);
   EXPECT_EQ(QuantiseColumns(Gpu(), Gpu().Empty(DType::kBF16, {0, 16})).codes.num_elements(), 0);
+  EXPECT_EQ(
+      QuantiseRowsAndColumns(Gpu(), Gpu().Empty(DType::kBF16, {0, 16})).rows.codes.num_elements(),
+      0);
 }
 
 TEST(CudaFp8Quantise, HasTheBitsOfTheDefinitionFromTheSmallestToTheLargestValues) {

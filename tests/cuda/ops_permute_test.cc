@@ -80,6 +80,8 @@ TEST(CudaPermute, GathersSumsAndCombinesRows) {
       const OnBoth x = RandomOnBoth(dtype, {c.tokens, c.D}, 3);
       EXPECT_EQ(ToDoubles(OnHost(GatherRows(Gpu(), x.gpu, gpu.source_row_N))),
                 ToDoubles(GatherRows(Cpu(), x.cpu, cpu.source_row_N)));
+      ExpectSameBits(GatherRows(Gpu(), x.gpu, gpu),
+                     OnHost(GatherRows(Gpu(), x.gpu, gpu.source_row_N)));
       const OnBoth rows = RandomOnBoth(dtype, {N, c.D}, 4);
       ExpectClose(GatherRowsBackward(Gpu(), rows.gpu, gpu.row_of_slot_TA),
                   GatherRowsBackward(Cpu(), rows.cpu, cpu.row_of_slot_TA), c.A);
@@ -105,6 +107,11 @@ TEST(CudaPermute, GathersRowsOfEveryWidth) {
                                                : OnHost(RandomOnBoth(dtype, {7, width}, 3).gpu);
       ExpectSameBits(GatherRows(Gpu(), testing::OnGpu(host), rows.gpu),
                      GatherRows(Cpu(), host, rows.cpu));
+      // To every place of a token, also by the slots.
+      const OnBoth ids = SomeIds(7, 3, 5, -1, 3);
+      ExpectSameBits(
+          GatherRows(Gpu(), testing::OnGpu(host), BuildPermutation(Gpu(), ids.gpu, 1, 3)),
+          GatherRows(Cpu(), host, BuildPermutation(Cpu(), ids.cpu, 1, 3)));
     }
   }
 }
@@ -126,9 +133,10 @@ TEST(CudaEmbedding, LooksUpAndAddsGradients) {
     bool one_word;
   };
   for (const DType dtype : kGpuDtypes) {
-    for (const Case& c :
-         {Case{700, 129280, 64, 0, false}, Case{301, 40, 7168, 20, false},
-          Case{2000, 3, 24, 1, true}, Case{9, 5, 7, 0, false}, Case{0, 5, 8, 0, false}}) {
+    for (const Case& c : {Case{700, 129280, 64, 0, false}, Case{301, 40, 7168, 20, false},
+                          Case{2000, 3, 24, 1, true}, Case{9, 5, 7, 0, false},
+                          Case{0, 5, 8, 0, false}, Case{8192, 129280, 16, 64640, false},
+                          Case{11264, 9, 8, 3, false}, Case{11265, 9, 8, 3, false}}) {
       SCOPED_TRACE(::testing::Message() << c.tokens << " of " << c.W << " " << dtype);
       const RandomStream random(7, 8);
       std::vector<int32_t> values(c.tokens);

@@ -76,7 +76,8 @@ std::vector<Tensor> TrainingState(TrainingStage& stage) {
     if (!shard.trains()) continue;
     for (const Tensor& tensor : {shard.master, shard.m, shard.v}) state.push_back(OnHost(tensor));
   }
-  for (const Parameter& p : stage.parameters().parameters()) state.push_back(OnHost(p.value));
+  for (int id = 0; id < stage.parameters().size(); ++id)
+    state.push_back(OnHost(stage.parameters().value(id)));
   return state;
 }
 

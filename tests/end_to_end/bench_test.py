@@ -12,7 +12,7 @@ import harness
 from harness import DENSE, SPARSE, WARMUP, read, run, succeed, tree, write
 
 PHASES = ["batch", "zero", "forward", "backward_input", "backward_weight", "pipeline", "statistics", "reduce", "norms",
-          "update", "gather", "summary"]
+          "update", "summary"]
 
 
 class Bench(harness.Case):

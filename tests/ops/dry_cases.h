@@ -1,215 +1,28 @@
 // Every op on small inputs, as a list: what dry_run_test.cc runs really and dry.
-//
-// Legend: T rows (more than one block of the attention's definition), S keys, K chosen, A experts
-// per token, E experts.
 #pragma once
 
-#include <functional>
-
 #include "kernels/ops/adamw.h"
-#include "kernels/ops/attention/sparse_attention.h"
 #include "kernels/ops/cross_entropy.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
-#include "kernels/ops/hadamard.h"
-#include "kernels/ops/indexer/fp8_simulate.h"
-#include "kernels/ops/indexer/indexer_loss.h"
-#include "kernels/ops/indexer/indexer_scores.h"
 #include "kernels/ops/indexer/selection_hash.h"
-#include "kernels/ops/indexer/topk_select.h"
 #include "kernels/ops/layer_norm.h"
 #include "kernels/ops/linear/fp8_linear.h"
 #include "kernels/ops/linear/grouped_matmul.h"
 #include "kernels/ops/linear/matmul.h"
 #include "kernels/ops/moe/permute.h"
 #include "kernels/ops/moe/router.h"
+#include "kernels/ops/moe/slot_values.h"
+#include "kernels/ops/moe/weighted_swiglu.h"
 #include "kernels/ops/reduce.h"
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/rope.h"
 #include "kernels/ops/strided.h"
 #include "kernels/ops/swiglu.h"
-#include "tests/ops/attention_oracle.h"
-#include "tests/support/random_tensor.h"
+#include "tests/ops/dry_attention_cases.h"
+#include "tests/ops/dry_inputs.h"
 
 namespace baleen::testing {
-
-inline constexpr int64_t kT = 70, kS = 70, kH = 2, kQ = 6, kV = 4, kK = 16, kI = 3, kJ = 8,
-                         kD = 300;
-inline constexpr int64_t kE = 5, kA = 3;
-
-// Makes the inputs, and returns what calls the op on them.
-using Call = std::function<std::vector<Tensor>()>;
-struct OpCase {
-  const char* name;
-  std::function<Call(const Context&, DType)> make;
-};
-
-// The tests' bf16 tensors exist dry only: nothing computes on them.
-inline Tensor In(const Context& context, DType dtype, Shape shape, uint64_t seed = 1) {
-  if (dtype == DType::kBF16) return context.Zeros(dtype, std::move(shape));
-  return RandomTensor(context, dtype, std::move(shape), seed);
-}
-inline Tensor Sums(const Context& context, DType dtype, Shape shape) {
-  return In(context, dtype == DType::kF64 ? DType::kF64 : DType::kF32, std::move(shape), 9);
-}
-inline Tensor Ints(const Context& context, Shape shape, int32_t modulus) {
-  std::vector<int32_t> values(NumElements(shape));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(i % modulus);
-  return IntTensorOf(context, std::move(shape), values);
-}
-// Row t names key 0 and its last kK - 1 keys.
-inline Tensor ListedKeys(const Context& context) {
-  std::vector<int32_t> ids;
-  for (int64_t t = 0; t < kT; ++t) {
-    const int64_t first = std::max<int64_t>(0, t + 1 - kK);
-    ids.push_back(0);
-    for (int64_t i = 1; i < kK; ++i) {
-      ids.push_back(first + i <= t ? static_cast<int32_t>(first + i) : -1);
-    }
-  }
-  return IntTensorOf(context, {kT, kK}, ids);
-}
-
-struct AttentionInputs {
-  AttentionInputs(const Context& context, DType dtype)
-      : q(In(context, dtype, {kT, kH, kQ})),
-        k(In(context, dtype, {kS, kH, kQ}, 2)),
-        v(In(context, dtype, {kS, kH, kV}, 3)),
-        d_out(In(context, dtype, {kT, kH, kV}, 4)),
-        forward{In(context, dtype, {kT, kH, kV}, 5), Sums(context, dtype, {kT, kH})},
-        dk(Sums(context, dtype, k.shape())),
-        dv(Sums(context, dtype, v.shape())),
-        windows(CausalWindows(context, kT)),
-        ids(ListedKeys(context)),
-        target(Sums(context, dtype, {kT, kK})) {}
-  Tensor q, k, v, d_out;
-  AttentionResult forward;
-  Tensor dk, dv;
-  KeyWindows windows;
-  Tensor ids, target;
-};
-
-struct IndexerInputs {
-  IndexerInputs(const Context& context, DType dtype)
-      : q(In(context, dtype, {kT, kI, kJ})),
-        k(In(context, dtype, {kS, kJ}, 2)),
-        w(Sums(context, dtype, {kT, kI})),
-        dk(Sums(context, dtype, {kS, kJ})),
-        dense{In(context, dtype, {kT, kH, kQ}, 3), In(context, dtype, {kS, kH, kQ}, 4),
-              Sums(context, dtype, {kT, kH}), 0.3},
-        target(Sums(context, dtype, {kT, kK})),
-        windows(CausalWindows(context, kT)),
-        ids(ListedKeys(context)) {}
-  Tensor q, k, w, dk;
-  DenseTarget dense;
-  Tensor target;
-  KeyWindows windows;
-  Tensor ids;
-};
-
-inline std::vector<OpCase> AttentionCases() {
-  return {
-      {"Attention",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
-           const AttentionResult r = Attention(c, in.q, in.k, in.v, in.windows, 0.4);
-           return {r.o_THV, r.lse_TH};
-         };
-       }},
-      {"AttentionBackward",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
-           return {AttentionBackward(c, in.d_out, in.q, in.k, in.v, in.forward, in.windows, 0.4,
-                                     in.dk, in.dv)};
-         };
-       }},
-      {"MaskedAttention",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
-           const AttentionResult r = MaskedAttention(c, in.q, in.k, in.v, in.ids, 0.4);
-           return {r.o_THV, r.lse_TH};
-         };
-       }},
-      {"MaskedAttentionBackward",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = AttentionInputs(c, d)]() -> std::vector<Tensor> {
-           return {MaskedAttentionBackward(c, in.d_out, in.q, in.k, in.v, in.forward, in.ids, 0.4,
-                                           in.dk, in.dv, in.target)};
-         };
-       }},
-      {"SparseAttention",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = AttentionInputs(c, d), kv = In(c, d, {kS, kQ})]() -> std::vector<Tensor> {
-           const SparseAttentionResult r = SparseAttention(c, in.q, kv, in.ids, kV, 0.4);
-           return {r.o_THV, r.lse_TH};
-         };
-       }},
-      {"SparseAttentionBackward",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = AttentionInputs(c, d), kv = In(c, d, {kS, kQ}),
-                 dkv = Sums(c, d, {kS, kQ})]() -> std::vector<Tensor> {
-           return {SparseAttentionBackward(c, in.d_out, in.q, kv,
-                                           {in.forward.o_THV, in.forward.lse_TH}, in.ids, 0.4, dkv,
-                                           in.target)};
-         };
-       }},
-      {"IndexerScores",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
-           return {IndexerScores(c, in.q, in.k, in.w, in.windows)};
-         };
-       }},
-      {"TopkSelect",
-       [](const Context& c, DType d) -> Call {
-         return [&c, scores = Sums(c, d, {kT, kS}),
-                 windows = CausalWindows(c, kT)]() -> std::vector<Tensor> {
-           const TopkResult r = TopkSelect(c, scores, windows, kK, ChosenScores::kKeep);
-           return {r.ids_TK, r.ties_T, r.nan_row_1, r.scores_TK};
-         };
-       }},
-      {"SparseIndexerLoss",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
-           const IndexerLossResult r =
-               SparseIndexerLoss(c, in.q, in.k, in.w, in.ids, in.target, 0.5, 1, in.dk);
-           return {r.loss_T, r.dq_TIJ, r.dw_TI};
-         };
-       }},
-      {"DenseIndexerLoss",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
-           const IndexerLossResult r =
-               DenseIndexerLoss(c, in.q, in.k, in.w, in.dense, in.windows, 1, 32, in.dk);
-           return {r.loss_T, r.dq_TIJ, r.dw_TI};
-         };
-       }},
-      {"DenseTargetProbabilities",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = IndexerInputs(c, d)]() -> std::vector<Tensor> {
-           return {DenseTargetProbabilities(c, in.dense, in.windows)};
-         };
-       }},
-      {"SelectionQuality",
-       [](const Context& c, DType d) -> Call {
-         return [&c, in = IndexerInputs(c, d), p = Sums(c, d, {kT, kS})]() -> std::vector<Tensor> {
-           const SelectionQualityResult r = SelectionQuality(c, p, in.ids, in.windows);
-           return {r.mass_T, r.best_mass_T, r.recall_T};
-         };
-       }},
-      {"HadamardTransform",
-       [](const Context& c, DType d) -> Call {
-         return [&c, x = In(c, d, {kT, 64})]() -> std::vector<Tensor> {
-           return {HadamardTransform(c, x)};
-         };
-       }},
-      {"SimulateFp8",
-       [](const Context& c, DType d) -> Call {
-         return [&c, x = In(c, d, {kT, 64})]() -> std::vector<Tensor> {
-           return {SimulateFp8(c, x, 32)};
-         };
-       }},
-  };
-}
 
 inline std::vector<OpCase> MatmulCases() {
   return {
@@ -352,6 +165,13 @@ inline std::vector<OpCase> RowCases() {
            return {Swiglu(c, x, x), g.dgate, g.dup};
          };
        }},
+      {"WeightedSwiglu",
+       [](const Context& c, DType d) -> Call {
+         return [&c, x = In(c, d, {kT, kD}), w = Sums(c, d, {kT})]() -> std::vector<Tensor> {
+           const WeightedSwigluGradients g = WeightedSwigluBackward(c, x, x, x, w);
+           return {WeightedSwiglu(c, x, x, w), g.dgate, g.dup, g.dweight_N};
+         };
+       }},
       {"Rope",
        [](const Context& c, DType d) -> Call {
          return [&c, d, x = In(c, d, {kT, kH, 6}),
@@ -468,6 +288,8 @@ inline std::vector<OpCase> RoutingCases() {
                    g.dx_ND,
                    g.dweights_TA,
                    GatherRowsBackward(c, g.dx_ND, p.row_of_slot_TA),
+                   SlotsOfRows(c, RowsOfSlots(c, weights, p.row_of_slot_TA, rows.dim(0)),
+                               p.row_of_slot_TA),
                    GroupsOfTokens(c, ids, 2, kE / 2)};
          };
        }},

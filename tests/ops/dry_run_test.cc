@@ -79,6 +79,7 @@ TEST(DryRunCounts, MultiplicationsAndAdditionsByOp) {
   EXPECT_EQ(flops("SparseAttention"), listed * kH * 2 * (kQ + kV));
   EXPECT_EQ(flops("SparseAttentionBackward"), listed * kH * 2 * (3 * kQ + 2 * kV));
   EXPECT_EQ(flops("IndexerScores"), pairs * kI * 2 * (kJ + 1));
+  EXPECT_EQ(flops("IndexerScoresFp8"), pairs * kI * 2 * (kJ + 1));
   EXPECT_EQ(flops("SparseIndexerLoss"), listed * kI * kJ * 6);
   EXPECT_EQ(flops("DenseIndexerLoss"), pairs * 2 * (4 * kI * kJ + kH * kQ));
   EXPECT_EQ(counter.ops.at("swiglu").calls, 2);

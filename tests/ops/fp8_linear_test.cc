@@ -78,6 +78,9 @@ TEST(Fp8Quantise, QuantisesColumnsAsTheRowsOfTheTranspose) {
   const Fp8Operand columns = QuantiseColumns(context, x), rows = QuantiseRows(context, turned);
   EXPECT_TRUE(SameBits(columns.codes, rows.codes));
   EXPECT_TRUE(SameBits(columns.scales, rows.scales));
+  const Fp8RowsAndColumns both = QuantiseRowsAndColumns(context, turned);
+  EXPECT_TRUE(SameBits(both.rows.codes, rows.codes));
+  EXPECT_TRUE(SameBits(both.columns.codes, QuantiseColumns(context, turned).codes));
 }
 
 TEST(Fp8Quantise, GivesAWeightTheSameValuesForBothSums) {

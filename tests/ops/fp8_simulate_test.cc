@@ -1,4 +1,5 @@
-// FP8 simulation against values worked out by hand: scale, rounding, the floor of amax, groups.
+// FP8 simulation and quantisation against values worked out by hand: scale, rounding, the floor of
+// amax, groups.
 #include "kernels/ops/indexer/fp8_simulate.h"
 
 #include <gtest/gtest.h>
@@ -16,6 +17,17 @@ std::vector<double> Simulate(DType dtype, const std::vector<double>& x, int64_t 
   const Context context = Context::Cpu();
   const Shape shape = {1, static_cast<int64_t>(x.size())};
   return ToDoubles(SimulateFp8(context, TensorOf(context, dtype, shape, x), group));
+}
+
+// code * scale of a quantised tensor.
+std::vector<double> ValuesOf(const Fp8Codes& quantised) {
+  const std::vector<double> scales = ToDoubles(quantised.scales);
+  const int64_t group = quantised.codes.num_elements() / quantised.scales.num_elements();
+  std::vector<double> values;
+  for (int64_t i = 0; i < quantised.codes.num_elements(); ++i) {
+    values.push_back(double{quantised.codes.data<Float8E4M3>()[i].ToFloat()} * scales[i / group]);
+  }
+  return values;
 }
 
 TEST(SimulateFp8, RoundsToThreeMantissaBitsByHand) {
@@ -75,8 +87,63 @@ TEST(SimulateFp8, LetsNanAndInfinityThrough) {
   }
 }
 
+TEST(QuantiseFp8, GivesCodesAndScalesByHand) {
+  const Context context = Context::Cpu();
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    // Groups of two: amax 448 (scale 1), 500 (2), 1e-6 (the floor's 2^-22), 3.5 (2^-7).
+    const Fp8Codes r = QuantiseFp8(
+        context, TensorOf(context, dtype, {2, 4}, {448, -17, 500, 17, 1e-6, 0, 3.5, 1}), 2);
+    EXPECT_EQ(r.codes.DebugString(), "F8_E4M3[2, 4]");
+    EXPECT_EQ(r.scales.shape(), (Shape{2, 2}));
+    EXPECT_EQ(r.scales.dtype(), dtype);
+    EXPECT_EQ(ToDoubles(r.scales), (std::vector<double>{1, 2, 0x1p-22, 0x1p-7}));
+    std::vector<int> codes;
+    for (int i = 0; i < 8; ++i) codes.push_back(r.codes.data<Float8E4M3>()[i].bits);
+    // 448 = 1.75 x 2^8; -16 = 1 x 2^4, its exponent field 11; 256 (250 and its tie); 8; 1e-6 x 2^22
+    // = 4.19 -> 4; 0; 448; 128.
+    EXPECT_EQ(codes, (std::vector<int>{0x7e, 0xd8, 0x78, 0x50, 0x48, 0, 0x7e, 0x70}));
+  }
+}
+
+TEST(QuantiseFp8, HasTheValuesOfSimulateFp8) {
+  const Context context = Context::Cpu();
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    for (const double scale : {1e-6, 1.0, 1e4}) {
+      const Tensor x = RandomTensor(context, dtype, {5, 3, 128}, 1, scale);
+      EXPECT_EQ(ValuesOf(QuantiseFp8(context, x, 64)), ToDoubles(SimulateFp8(context, x, 64)));
+    }
+  }
+}
+
+TEST(QuantiseFp8, IsExactOnValuesThatAreRoundedAlready) {
+  const Context context = Context::Cpu();
+  const Tensor x = RandomTensor(context, DType::kF32, {300, 128}, 1, 3.0);
+  // The largest of row 7 is rounded down to 224 scales: the second scale is half of the first.
+  std::fill_n(x.data<float>() + 7 * 128, 128, 0.5f);
+  x.data<float>()[7 * 128 + 5] = 226;
+  const Tensor y = SimulateFp8(context, x, 128);
+  const Fp8Codes first = QuantiseFp8(context, x, 128), again = QuantiseFp8(context, y, 128);
+  EXPECT_EQ(ValuesOf(again), ToDoubles(y));
+  EXPECT_EQ(first.scales.data<float>()[7], 1);
+  EXPECT_EQ(again.scales.data<float>()[7], 0.5);
+}
+
+TEST(QuantiseFp8, MakesNanOfWhatIsNotFinite) {
+  const Context context = Context::Cpu();
+  const Fp8Codes nan =
+      QuantiseFp8(context, TensorOf(context, DType::kF32, {1, 4}, {1, NAN, 2, 3}), 4);
+  EXPECT_TRUE(std::isnan(ValuesOf(nan)[1]));
+  EXPECT_EQ(ValuesOf(nan)[3], 3);
+  // The group's own code holds a NaN: a product of codes alone shows it.
+  const Fp8Codes infinite =
+      QuantiseFp8(context, TensorOf(context, DType::kF64, {1, 3}, {1, -INFINITY, 2}), 3);
+  EXPECT_TRUE(std::isnan(infinite.codes.data<Float8E4M3>()[1].ToFloat()));
+}
+
 TEST(SimulateFp8DeathTest, RefusesGroupsThatDoNotDivide) {
   const Context context = Context::Cpu();
+  EXPECT_DEATH(QuantiseFp8(context, context.Zeros(DType::kF32, {2, 12}), 8),
+               "QuantiseFp8: groups of 8 do not divide the last dimension of F32\\[2, 12\\]");
   EXPECT_DEATH(SimulateFp8(context, context.Zeros(DType::kF32, {2, 12}), 8),
                "groups of 8 do not divide the last dimension of F32\\[2, 12\\]");
 }

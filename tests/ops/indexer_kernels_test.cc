@@ -31,7 +31,15 @@ TEST(ChooseIndexerKernel, TakesTheTensorCoresForPublishedShapesInBF16Only) {
   EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 32, 128, 192), tuned);  // among heads of zeros
   EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 65, 128, 192), general);
   EXPECT_EQ(ChooseDenseIndexerLoss(kBF16, 64, 128, 256), general);
+  EXPECT_EQ(ChooseIndexerScoresFp8(64, 128), tuned);
+  EXPECT_EQ(ChooseIndexerScoresFp8(32, 128), tuned);
+  EXPECT_EQ(ChooseIndexerScoresFp8(16, 128), general);
+  EXPECT_EQ(ChooseIndexerScoresFp8(64, 64), general);
+  EXPECT_TRUE(HasFp8IndexerScores(kBF16, 32, 128));
+  EXPECT_FALSE(HasFp8IndexerScores(kF32, 32, 128));  // the CPU's, or a run in fp32
+  EXPECT_FALSE(HasFp8IndexerScores(kBF16, 48, 128));
   EXPECT_EQ(IndexerScoresKernelName(kBF16, 64, 128), "tensor cores");
+  EXPECT_EQ(IndexerScoresFp8KernelName(), "FP8 tensor cores");
   EXPECT_EQ(SparseIndexerLossKernelName(kBF16, 64, 128, 2048), "tensor cores");
   EXPECT_EQ(DenseIndexerLossKernelName(kBF16, 64, 128, 160), "general (fp32 arithmetic)");
 }
@@ -107,6 +115,28 @@ TEST(IndexerWorkspace, IsCountedInADryCallOfBF16) {
   EXPECT_GE(sparse, PlanSparseIndexerChunks(kBF16, T, S, I, J, K).bytes);
   EXPECT_GE(dense, PlanDenseIndexerChunks(kBF16, T, S, I, J, 192).bytes);
   EXPECT_LE(sparse, PlanSparseIndexerChunks(kBF16, T, S, I, J, K).bytes + 512);
+}
+
+// A plan of a GPU's run: the kernel of codes holds its result alone, the definition numbers too.
+TEST(IndexerScoresFp8Plan, CountsWhatTheKernelTakes) {
+  const int64_t T = 16, S = 1000;
+  const auto peak_beside = [&](int64_t heads) {
+    OpCounter counter;
+    const Context dry = Context::Dry(&counter);
+    const Fp8Codes q = QuantiseFp8(dry, dry.Empty(kBF16, {T, heads, 128}), 128),
+                   k = QuantiseFp8(dry, dry.Empty(kBF16, {S, 128}), 128);
+    const Tensor w = dry.Empty(kF32, {T, heads});
+    const KeyWindows windows = CausalWindows(dry, T, S - T);
+    const int64_t before = dry.pool().Total().bytes;
+    dry.pool().ResetPeak();
+    const Tensor scores = IndexerScoresFp8(dry, q, k, w, windows);
+    EXPECT_EQ(scores.DebugString(), "F32[16, 1000]");
+    EXPECT_EQ(counter.ops.at("QuantiseFp8").bytes, (T * heads + S) * (3 * 128 + 4));
+    EXPECT_GT(counter.ops.at("IndexerScoresFp8").flops, 0);
+    return dry.pool().Total().peak_bytes - before;
+  };
+  EXPECT_EQ(peak_beside(64), 4 * T * S);
+  EXPECT_GT(peak_beside(16), 4 * T * S + 4 * T * 16 * 128);
 }
 
 // The tuned dense kernels get 64 heads, of which 32 are zeros: q, dq, w and dw once more, twice as

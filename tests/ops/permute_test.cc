@@ -60,6 +60,7 @@ TEST(Permute, GathersAndCombinesThreeRowsByHand) {
   const Permutation p = BuildPermutation(context, ids, 0, 2);
   const Tensor x = TensorOf(context, DType::kF32, {2, 1}, {7, 9});
   EXPECT_EQ(ToDoubles(GatherRows(context, x, p.source_row_N)), (Doubles{7, 7, 9}));
+  EXPECT_EQ(ToDoubles(GatherRows(context, x, p)), (Doubles{7, 7, 9}));
   const Tensor rows = TensorOf(context, DType::kF32, {3, 1}, {1, 2, 4});
   EXPECT_EQ(ToDoubles(GatherRowsBackward(context, rows, p.row_of_slot_TA)), (Doubles{3, 4}));
   const Tensor weights = TensorOf(context, DType::kF32, {2, 2}, {10, 100, 1000, 1e9});

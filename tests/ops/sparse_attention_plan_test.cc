@@ -11,8 +11,9 @@ namespace baleen {
 namespace {
 
 constexpr size_t kGiB = size_t{1} << 30;
-// Bytes of the rows of 32 queries of K = 2048: three chunks of bf16 rows of 576.
+// Bytes of the rows of 32 queries of K = 2048, three chunks of them: as bf16, and short.
 constexpr size_t kStepBytes = size_t{3} * 32 * 2048 * 576 * 2;
+constexpr size_t kShortStepBytes = size_t{3} * 32 * 2048 * (512 / 8 * 12 + 64 * 2);
 
 SparseAttentionBackwardPlan PlanOf(const SparseAttentionBackwardShape& shape, size_t budget) {
   return PlanSparseAttentionBackward(shape, budget);
@@ -28,10 +29,14 @@ TEST(PlanSparseAttentionBackward, TakesTheChunksThatTheBenchFoundBest) {
 
 TEST(PlanSparseAttentionBackward, GivesFourFifthsOfTheBudgetToRows) {
   for (const size_t steps : {1, 2, 9}) {
-    const size_t enough = kStepBytes * steps / 4 * 5;  // a multiple of 5
-    EXPECT_EQ(PlanOf({4096, 8192, 64, 2048}, enough).chunk, 32 * static_cast<int>(steps));
-    if (steps == 1) continue;
-    EXPECT_EQ(PlanOf({4096, 8192, 64, 2048}, enough - 5).chunk, 32 * static_cast<int>(steps - 1));
+    for (const int heads : {64, 128}) {
+      const size_t step = heads == 64 ? kShortStepBytes : kStepBytes;
+      const size_t enough = step * steps / 4 * 5;  // a multiple of 5
+      EXPECT_EQ(PlanOf({4096, 8192, heads, 2048}, enough).chunk, 32 * static_cast<int>(steps));
+      if (steps == 1) continue;
+      EXPECT_EQ(PlanOf({4096, 8192, heads, 2048}, enough - 5).chunk,
+                32 * static_cast<int>(steps - 1));
+    }
   }
   // Never below 32 queries, nor below one chunk a launch, whatever the budget.
   const SparseAttentionBackwardPlan least = PlanOf({4096, 1 << 20, 128, 2048}, 1);
@@ -62,12 +67,8 @@ TEST(SparseAttentionBackwardWorkspace, HoldsEachPartOnceAndStaysNearTheBudget) {
   const SparseAttentionBackwardLayout layout = LayOutSparseAttentionBackward(shape, plan);
   const size_t parts[] = {layout.masks_WS,   layout.ranks_WS, layout.starts_CS, layout.counts_CS,
                           layout.counters_C, layout.rows,     layout.bytes};
-  const size_t sizes[] = {size_t{4} * 4 * 8191,
-                          size_t{4} * 4 * 8191,
-                          size_t{2} * 4 * 8191,
-                          size_t{2} * 4 * 8191,
-                          3 * 2 * 4,
-                          kStepBytes * 2};
+  const size_t sizes[] = {size_t{4} * 4 * 8191, size_t{4} * 4 * 8191, size_t{2} * 4 * 8191,
+                          size_t{2} * 4 * 8191, (3 * 2 + 64 / 8) * 4, kStepBytes * 2};
   for (int i = 0; i < 6; ++i) {
     EXPECT_EQ(parts[i] % 256, 0u) << i;
     EXPECT_GE(parts[i + 1], parts[i] + sizes[i]) << i;

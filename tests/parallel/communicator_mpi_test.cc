@@ -141,6 +141,16 @@ TEST_F(CommunicatorTest, FlightRecordNamesTheLastCalls) {
   EXPECT_EQ(std::count(last.begin(), last.end(), '\n'), 2) << last;
 }
 
+TEST_F(CommunicatorTest, WhatIsBegunOnTheHostIsDoneWhenItReturns) {
+  const Tensor whole = context_.Zeros(DType::kI32, {size()});
+  const Tensor own = whole.Flat(rank(), 1);  // in place
+  own.data<int32_t>()[0] = rank() + 1;
+  const uint64_t call = world_->BeginAllGather("values", own, whole);
+  for (int r = 0; r < size(); ++r) EXPECT_EQ(whole.data<int32_t>()[r], r + 1);
+  world_->Wait(call);
+  EXPECT_NE(world_->FlightRecord(1).find("AllGather values"), std::string::npos);
+}
+
 TEST_F(CommunicatorTest, ForkAndJoinChangeNothingOnTheHost) {
   const Tensor x = testing::IntTensorOf(context_, {1}, {rank()});
   world_->Fork();

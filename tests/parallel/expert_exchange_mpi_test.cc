@@ -1,6 +1,6 @@
 // The exchange of expert parallelism on real MPI ranks against a dense reference over all tokens:
 // every routing that hurts, any number of ranks, one hop and two, any bound on the rows held.
-// An "expert" here scales its rows: expert e gives out = s_e * x, elementwise.
+// An "expert" here scales its rows: expert e gives out = w * s_e * x, elementwise.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include <random>
 
 #include "kernels/ops/elementwise.h"
+#include "kernels/ops/moe/slot_values.h"
 #include "parallel/expert_exchange.h"
 #include "parallel/mpi_communicator.h"
 #include "tests/support/random_tensor.h"
@@ -119,14 +120,15 @@ Result Reference(const Context& context, const Case& c, const Own& own, const Te
   return result;
 }
 
-// rows[n] * s of the row's expert.
-Tensor Scale(const Context& context, const Tensor& rows_ND, const Tensor& offsets_L1,
-             const Tensor& scale_LD) {
+// rows[n] * s of the row's expert * the row's weight.
+Tensor Scale(const Context& context, const Tensor& rows_ND, const Tensor& weights_N,
+             const Tensor& offsets_L1, const Tensor& scale_LD) {
   const Tensor out = Clone(context, rows_ND);
   for (int64_t l = 0; l < scale_LD.dim(0); ++l) {
     for (int64_t n = offsets_L1.data<int32_t>()[l]; n < offsets_L1.data<int32_t>()[l + 1]; ++n) {
       for (int64_t d = 0; d < kWidth; ++d) {
-        out.data<double>()[n * kWidth + d] *= scale_LD.data<double>()[l * kWidth + d];
+        out.data<double>()[n * kWidth + d] *=
+            weights_N.data<double>()[n] * scale_LD.data<double>()[l * kWidth + d];
       }
     }
   }
@@ -227,7 +229,8 @@ class ExpertExchangeTest : public ::testing::Test {
       EXPECT_EQ(round.begin(), next);
       next = round.end();
       const auto slice = [&](const Tensor& x) { return x.Rows(round.begin(), round.end()); };
-      const Tensor rows_ND = round.Dispatch(context_, slice(own.x_TD));
+      const auto [rows_ND, weights_N] =
+          round.Dispatch(context_, slice(own.x_TD), slice(own.weights_TA));
       EXPECT_LE(rows_ND.dim(0), round.held_rows());
       if (node_size == 0) {
         EXPECT_EQ(rows_ND.dim(0), round.held_rows());
@@ -235,28 +238,37 @@ class ExpertExchangeTest : public ::testing::Test {
       if (plan.rounds.size() == 1) {
         EXPECT_TRUE(SameBits(rows_ND, ExpectedRows(c, parts, node_size)));
       }
-      const Tensor out_ND = Scale(context_, rows_ND, round.offsets_L1(), scale_LD);
-      Copy(context_, round.Combine(context_, out_ND, slice(own.weights_TA)), slice(result.y_TD));
-      const CombineGradients gradients =
-          round.CombineBackward(context_, slice(own.dy_TD), out_ND, slice(own.weights_TA));
-      Copy(context_, gradients.dweights_TA, slice(result.dweights_TA));
-      AddScaleGradient(rows_ND, gradients.dx_ND, round.offsets_L1(), result.dscale_LD);
-      const Tensor drows_ND = Scale(context_, gradients.dx_ND, round.offsets_L1(), scale_LD);
-      Copy(context_, round.DispatchBackward(context_, drows_ND), slice(result.dx_TD));
+      const Tensor& offsets = round.offsets_L1();
+      Copy(context_,
+           round.Combine(context_, Scale(context_, rows_ND, weights_N, offsets, scale_LD)),
+           slice(result.y_TD));
+      const Tensor dout_ND = round.CombineBackward(context_, slice(own.dy_TD));
+      const Tensor dweights_N =
+          AddScaleGradient({rows_ND, weights_N}, dout_ND, offsets, scale_LD, result.dscale_LD);
+      const WeightedTokens home = round.DispatchBackward(
+          context_, {Scale(context_, dout_ND, weights_N, offsets, scale_LD), dweights_N});
+      Copy(context_, home.tokens_TD, slice(result.dx_TD));
+      Copy(context_, home.weights_TA, slice(result.dweights_TA));
     }
     EXPECT_EQ(next, T);
     return result;
   }
 
-  void AddScaleGradient(const Tensor& rows_ND, const Tensor& dout_ND, const Tensor& offsets_L1,
-                        const Tensor& dscale_LD) {
+  // Returns the weights' gradients.
+  Tensor AddScaleGradient(const WeightedRows& rows, const Tensor& dout_ND, const Tensor& offsets_L1,
+                          const Tensor& scale_LD, const Tensor& dscale_LD) {
+    const Tensor dweights_N = context_.Zeros(DType::kF64, rows.weights_N.shape());
     for (int64_t l = 0; l < dscale_LD.dim(0); ++l) {
-      for (int64_t i = offsets_L1.data<int32_t>()[l] * kWidth;
-           i < offsets_L1.data<int32_t>()[l + 1] * kWidth; ++i) {
-        dscale_LD.data<double>()[l * kWidth + i % kWidth] +=
-            rows_ND.data<double>()[i] * dout_ND.data<double>()[i];
+      for (int64_t n = offsets_L1.data<int32_t>()[l]; n < offsets_L1.data<int32_t>()[l + 1]; ++n) {
+        for (int64_t d = 0; d < kWidth; ++d) {
+          const double product =
+              rows.rows_ND.data<double>()[n * kWidth + d] * dout_ND.data<double>()[n * kWidth + d];
+          dscale_LD.data<double>()[l * kWidth + d] += rows.weights_N.data<double>()[n] * product;
+          dweights_N.data<double>()[n] += scale_LD.data<double>()[l * kWidth + d] * product;
+        }
       }
     }
+    return dweights_N;
   }
 
   // Runs the case and compares with the reference over all ranks' tokens.
@@ -360,18 +372,18 @@ TEST_F(ExpertExchangeTest, OneRankMovesRowsAsThePlainPermutationDoes) {
   ASSERT_EQ(plan.rounds.size(), 1u);
   const ExpertRound& round = plan.rounds[0];
   const Permutation plain = BuildPermutation(context_, own.ids_TA, 0, c.local_experts);
-  const Tensor rows = round.Dispatch(context_, own.x_TD);
-  EXPECT_TRUE(SameBits(rows, GatherRows(context_, own.x_TD, plain.source_row_N)));
-  EXPECT_TRUE(SameBits(round.Combine(context_, rows, own.weights_TA),
-                       CombineRows(context_, rows, plain.row_of_slot_TA, own.weights_TA)));
-  const CombineGradients gradients =
-      round.CombineBackward(context_, own.dy_TD, rows, own.weights_TA);
-  const CombineGradients expected =
-      CombineRowsBackward(context_, own.dy_TD, rows, plain.row_of_slot_TA, own.weights_TA);
-  EXPECT_TRUE(SameBits(gradients.dx_ND, expected.dx_ND));
-  EXPECT_TRUE(SameBits(gradients.dweights_TA, expected.dweights_TA));
-  EXPECT_TRUE(SameBits(round.DispatchBackward(context_, rows),
-                       GatherRowsBackward(context_, rows, plain.row_of_slot_TA)));
+  const WeightedRows there = round.Dispatch(context_, own.x_TD, own.weights_TA);
+  EXPECT_TRUE(SameBits(there.rows_ND, GatherRows(context_, own.x_TD, plain.source_row_N)));
+  EXPECT_TRUE(SameBits(there.weights_N, RowsOfSlots(context_, own.weights_TA, plain.row_of_slot_TA,
+                                                    there.rows_ND.dim(0))));
+  EXPECT_TRUE(SameBits(round.Combine(context_, there.rows_ND),
+                       GatherRowsBackward(context_, there.rows_ND, plain.row_of_slot_TA)));
+  EXPECT_TRUE(SameBits(round.CombineBackward(context_, own.dy_TD),
+                       GatherRows(context_, own.dy_TD, plain.source_row_N)));
+  const WeightedTokens home = round.DispatchBackward(context_, there);
+  EXPECT_TRUE(
+      SameBits(home.tokens_TD, GatherRowsBackward(context_, there.rows_ND, plain.row_of_slot_TA)));
+  EXPECT_TRUE(SameBits(home.weights_TA, own.weights_TA));
   EXPECT_EQ(self->FlightRecord(), "");  // nothing was communicated
 }
 

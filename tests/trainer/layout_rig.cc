@@ -56,7 +56,7 @@ void FillParameters(const RigCase& c, const ParameterStore& store, const RigBack
     for (int id = 0; id < store.size(); ++id) {
       const Parameter& p = store.at(id);
       if (SourceName(c, p.name) != entry.name) continue;
-      Tensor value = host.Empty(StatisticsOf(backend.dtype), p.value.shape());
+      Tensor value = host.Empty(StatisticsOf(backend.dtype), p.box.extent);
       FillInitial(entry, init, p.box, value.dtype(), value.raw());
       if (backend.dtype == DType::kF64) {
         AdjustGate<double>(c, p, value);
@@ -128,20 +128,24 @@ void ReadStats(const Context& context, Communicator& world, const StepStats& sta
   outcome.selection_hash = integers(stats.selection_hash_L);
 }
 
-// A group's flat buffers on the host, one copy a group.
-struct HostBuffers {
-  Tensor of[kNumParameterGroups];
-
+// Values or gradients on the host, one copy a bucket.
+class HostBuckets {
+ public:
   template <typename Pick>
-  HostBuffers(const Context& context, const ParameterStore& store, Pick pick) {
-    for (int g = 0; g < kNumParameterGroups; ++g) {
-      const Tensor& buffer = pick(store.buffer(static_cast<ParameterGroup>(g)));
-      if (!buffer.empty()) of[g] = CopyToHost(context, buffer);
+  HostBuckets(const Context& context, const ParameterStore& store, Pick pick) : store_(store) {
+    for (size_t index = 0; index < store.buckets().size(); ++index) {
+      const Tensor bucket = pick(static_cast<int>(index));
+      buckets_.push_back(bucket.empty() ? Tensor() : CopyToHost(context, bucket));
     }
   }
   Tensor Of(const Parameter& p) const {
-    return of[static_cast<int>(p.group)].Flat(p.begin, p.value.num_elements());
+    const int64_t first = p.begin - store_.buckets()[p.bucket].begin;
+    return buckets_[p.bucket].Flat(first, p.num_elements());
   }
+
+ private:
+  const ParameterStore& store_;
+  std::vector<Tensor> buckets_;
 };
 
 // Each group's shards are gathered over its axis: afterwards every rank has the whole sum of what
@@ -150,13 +154,12 @@ void ReadGradients(const Context& context, Optimizer& optimizer, const Parameter
                    StepOutcome& outcome) {
   for (const OptimizerShard& shard : optimizer.shards()) {
     if (!shard.trains()) continue;
-    const Tensor& grad = store.buffer(shard.group).grad;
-    const Bucket& bucket = store.buckets()[shard.bucket];
-    shard.axis->AllGather("test gradients", grad.Flat(shard.begin, shard.count),
-                          grad.Flat(bucket.begin, bucket.count));
+    const Tensor gradients = store.bucket_gradients(shard.bucket);
+    const int64_t first = shard.begin - store.buckets()[shard.bucket].begin;
+    shard.axis->AllGather("test gradients", gradients.Flat(first, shard.count), gradients);
   }
-  const HostBuffers host(context, store,
-                         [](const FlatBuffer& buffer) -> const Tensor& { return buffer.grad; });
+  const HostBuckets host(context, store,
+                         [&](int bucket) { return store.bucket_gradients(bucket); });
   for (const Parameter& p : store.parameters()) {
     if (!p.grad.empty()) outcome.gradients.push_back({p.name, p.box, ToDoubles(host.Of(p))});
   }
@@ -165,22 +168,21 @@ void ReadGradients(const Context& context, Optimizer& optimizer, const Parameter
 // What the model computes with; of rounded ones that train, the masters of all ranks of the axis.
 std::vector<StepOutcome::Piece> ReadValues(const Context& context, const Optimizer& optimizer,
                                            const ParameterStore& store, bool* rounded_masters) {
-  const HostBuffers host(context, store,
-                         [](const FlatBuffer& buffer) -> const Tensor& { return buffer.value; });
+  const HostBuckets host(context, store, [&](int bucket) { return store.bucket_values(bucket); });
   std::vector<StepOutcome::Piece> pieces;
   for (const Parameter& p : store.parameters())
     pieces.push_back({p.name, p.box, ToDoubles(host.Of(p))});
   for (const OptimizerShard& shard : optimizer.shards()) {
     const Bucket& bucket = store.buckets()[shard.bucket];
-    if (!shard.trains() || shard.master.dtype() == store.buffer(shard.group).value.dtype())
+    if (!shard.trains() || shard.master.dtype() == store.bucket_values(shard.bucket).dtype())
       continue;
     const Tensor masters = context.Empty(shard.master.dtype(), {bucket.count});
     shard.axis->AllGather("test masters", shard.master, masters);
     const Tensor on_host = CopyToHost(context, masters);
     for (const int id : bucket.parameters) {
       const Parameter& p = store.at(id);
-      const Tensor master = on_host.Flat(p.begin - bucket.begin, p.value.num_elements());
-      const Tensor rounded = Cast(Context::Cpu(), master, p.value.dtype());
+      const Tensor master = on_host.Flat(p.begin - bucket.begin, p.num_elements());
+      const Tensor rounded = Cast(Context::Cpu(), master, host.Of(p).dtype());
       if (!SameBits(rounded, host.Of(p))) *rounded_masters = false;
       pieces[id].values = ToDoubles(master);
     }
@@ -296,7 +298,6 @@ absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world,
         before = ReadValues(context, optimizer, store, &outcome.values_are_rounded_masters);
     }
     optimizer.Update(c.stage.optimizer.lr, number);
-    optimizer.GatherParameters();
     if (!last) continue;
     outcome.values = ReadValues(context, optimizer, store, &outcome.values_are_rounded_masters);
     if (rounded) outcome.changes = Difference(outcome.values, before);

@@ -58,7 +58,8 @@ ModelRig::ModelRig(const RigOptions& options) : options_(options) {
   config_ = checkpoint->config();
   Build();
   for (const Parameter& p : store_.parameters()) {
-    CHECK_OK(checkpoint->Read(p.name, p.box, p.value.dtype(), p.value.raw()));
+    const Tensor& value = store_.value(p.id);
+    CHECK_OK(checkpoint->Read(p.name, p.box, value.dtype(), value.raw()));
   }
 }
 
@@ -70,7 +71,7 @@ ModelRig::ModelRig(const RigOptions& options, const ModelConfig& config, uint64_
     const int id = store_.Find(entry.name);
     if (id < 0) continue;  // the MTP layer's copies of embedding and head
     const Parameter& p = store_.at(id);
-    FillInitial(entry, init, p.box, p.value.dtype(), p.value.raw());
+    FillInitial(entry, init, p.box, store_.value(id).dtype(), store_.value(id).raw());
   }
 }
 

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
+#include "absl/strings/match.h"
 #include "kernels/core/random.h"
 #include "tests/support/random_tensor.h"
 #include "tests/trainer/model_rig.h"
@@ -64,6 +66,49 @@ TEST(Model, SparseOverAllKeysEqualsDenseForwardAndBackward) {
       if (p.grad.empty() || p.group == ParameterGroup::kIndexer) continue;
       const Tensor& expected = reference.rig->store_.grad(reference.rig->store_.Find(p.name));
       EXPECT_LE(RelativeError(p.grad, expected), 1e-11) << p.name;
+    }
+  }
+}
+
+// What is told may be sent away: it does not change any more. A block's MLP is told while the
+// gradients of its attention are still to come.
+TEST(Model, TellsOfEachGradientOnceAndWhenItIsWhole) {
+  for (const bool weights_with_input : {false, true}) {
+    RigOptions options;
+    options.model.attention = AttentionForm::kSparse;
+    options.model.weights_with_input = weights_with_input;
+    ModelRig rig(options, TinyConfig(), 11);
+    const ParameterStore& store = rig.store_;
+    std::map<int, std::vector<double>> told;
+    int mlps = 0;
+    const GradientsReady ready = [&](int first, int end) {
+      for (int id = first; id < end; ++id) {
+        if (!store.trains(id)) continue;
+        EXPECT_TRUE(told.emplace(id, ToDoubles(store.grad(id))).second)
+            << store.at(id).name << " is told twice";
+      }
+      const std::string& name = store.at(end - 1).name;
+      if (!absl::StrContains(name, ".mlp.") || absl::StrContains(name, ".layers.3.")) return;
+      const Tensor& attention = store.grad(store.Find(absl::StrCat(
+          name.substr(0, name.find(".mlp.")), ".self_attn.kv_a_proj_with_mqa.weight")));
+      for (int64_t i = 0; i < attention.num_elements(); ++i)
+        ASSERT_EQ(attention.data<double>()[i], 0) << "formed before " << name << " was told";
+      ++mlps;
+    };
+    const Batch batch = rig.BatchOf(RandomTokens(2, 40, 5), 2);
+    const PassOptions pass = AllLosses(batch);
+    StepStats stats = rig.NewStats();
+    ModelPart::Saved saved;
+    const ModelPart& network = rig.network();
+    network.Forward(rig.context(), batch, pass, Tensor(), stats, saved);
+    network.BackwardInput(rig.context(), batch, pass, Tensor(), stats, saved,
+                          weights_with_input ? ready : nullptr);
+    network.BackwardWeight(rig.context(), batch, pass, stats, saved, ready);
+    EXPECT_EQ(mlps, 3);
+    for (const Parameter& p : store.parameters()) {
+      if (p.grad.empty() || p.group == ParameterGroup::kEmbedding) continue;
+      ASSERT_EQ(told.count(p.id), 1u) << p.name;
+      EXPECT_TRUE(told[p.id] == ToDoubles(p.grad)) << p.name;
     }
   }
 }
@@ -153,9 +198,9 @@ TEST(Model, GradientsAgreeWithCentralDifferencesOfTheWholeLoss) {
   // A few elements of every parameter: selections and routes are constant over so small a step.
   for (const Parameter& p : rig.store_.parameters()) {
     if (p.grad.empty() || p.group == ParameterGroup::kIndexer) continue;
-    const int64_t count = p.value.num_elements();
+    const int64_t count = p.num_elements();
     for (int64_t i : {count / 7, count / 2, count - 1}) {
-      double& x = p.value.data<double>()[i];
+      double& x = rig.store_.value(p.id).data<double>()[i];
       const double before = x, step = 1e-6;
       x = before + step;
       const double above = loss();

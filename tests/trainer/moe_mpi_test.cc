@@ -70,7 +70,7 @@ class Rig {
     for (const Parameter& p : store_.parameters()) {
       Fill(p);
       if (p.group != ParameterGroup::kBuffer) continue;
-      for (int e = 0; e < 2; ++e) p.value.data<double>()[e] += favour;
+      for (int e = 0; e < 2; ++e) store_.value(p.id).data<double>()[e] += favour;
     }
   }
 
@@ -100,14 +100,14 @@ class Rig {
   void Fill(const Parameter& p) {
     const Tensor whole =
         RandomTensor(context_, DType::kF64, p.global_shape, std::hash<std::string>()(p.name), 0.4);
-    CopyBox(whole, p);
+    CopyBox(whole, p, store_.value(p.id));
   }
-  static void CopyBox(const Tensor& whole, const Parameter& p) {
+  static void CopyBox(const Tensor& whole, const Parameter& p, const Tensor& value) {
     const int64_t columns = p.box.extent.back(), whole_columns = p.global_shape.back();
-    const int64_t rows = p.value.num_elements() / columns;
+    const int64_t rows = p.num_elements() / columns;
     const int64_t first_row = p.box.extent.size() == 2 ? p.box.offset[0] : 0;
     for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(p.value.data<double>() + r * columns,
+      std::memcpy(value.data<double>() + r * columns,
                   whole.data<double>() + (first_row + r) * whole_columns + p.box.offset.back(),
                   columns * sizeof(double));
     }
@@ -126,7 +126,7 @@ class Rig {
 // The piece of the whole gradient that a rank holds.
 std::vector<double> Piece(const Tensor& whole, const Parameter& p) {
   std::vector<double> values;
-  const int64_t columns = p.box.extent.back(), rows = p.value.num_elements() / columns;
+  const int64_t columns = p.box.extent.back(), rows = p.num_elements() / columns;
   const int64_t first_row = p.box.extent.size() == 2 ? p.box.offset[0] : 0;
   for (int64_t r = 0; r < rows; ++r) {
     const double* const row =

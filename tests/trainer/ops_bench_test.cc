@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "nlohmann/json.hpp"
@@ -138,13 +139,27 @@ TEST(OpsBench, HoldsNothingOfOneOpWhileTheNextRuns) {
   ASSERT_THAT(cases, IsOk());
   OpInputs inputs(context, sizes.dtype, 1);
   const int64_t before = context.pool().Total().bytes;
+  std::optional<int64_t> products;  // beside which ops run: held all the time
   std::string no_trace;
   BenchOps(
       inputs, sizes, *cases, {.steps = 1, .memory_bytes = kGiB},
       [&](const OpResult& result) {
-        EXPECT_EQ(context.pool().Total().bytes, before) << result.op.op;
+        const int64_t held = context.pool().Total().bytes;
+        if (!products) products = held;
+        EXPECT_EQ(held, *products) << result.op.op;
       },
       no_trace);
+  EXPECT_LT(*products, 16 << 20);
+  EXPECT_EQ(context.pool().Total().bytes, before);
+}
+
+TEST(OpsBench, AProductStandsBesideTheCeilingThatTookTurnsWithIt) {
+  const std::vector<OpResult> results = MeasureTiny("gemm.q_a.forward,rms_norm.forward", kGiB);
+  const OpCeilings slow{1, 1, 1};
+  EXPECT_GT(results[0].product_flops, 0);
+  EXPECT_DOUBLE_EQ(results[0].Share(slow), results[0].FlopsPerSecond() / results[0].product_flops);
+  EXPECT_EQ(results[1].product_flops, 0);
+  EXPECT_DOUBLE_EQ(results[1].Share(slow), results[1].BytesPerSecond());
 }
 
 TEST(OpsBench, KeysNearAndRandomAreMeasuredEach) {

@@ -165,8 +165,9 @@ class ParallelTour : public ::testing::Test {
   void FillParameters() {
     for (const Parameter& p : store_.parameters()) {
       const RandomStream random(5, NameStream(p.name));
-      for (int64_t i = 0; i < p.value.num_elements(); ++i)
-        p.value.data<double>()[i] = (static_cast<double>(random.Integer(i) % 1000) - 499.5) / 1000;
+      for (int64_t i = 0; i < p.num_elements(); ++i)
+        store_.value(p.id).data<double>()[i] =
+            (static_cast<double>(random.Integer(i) % 1000) - 499.5) / 1000;
     }
   }
 
@@ -307,9 +308,9 @@ TEST_F(ParallelTour, ParametersLieWhereTheDocumentSays) {
     if (axes_.pp->rank() == 0 && id < 0) continue;  // the layer of the tour is on the other stage
     ASSERT_GE(id, 0) << name;
     const Parameter& p = store_.at(id);
-    EXPECT_EQ(ShapeString(p.value.shape()), ShapeString(Evaluate(row.letters, Sizes(0))));
+    EXPECT_EQ(ShapeString(store_.value(id).shape()), ShapeString(Evaluate(row.letters, Sizes(0))));
     EXPECT_EQ(AxisOf(p.group, axes_).name(), row.axis);
-    const int64_t bytes = store_.buffer(p.group).grad.bytes();
+    const int64_t bytes = store_.bucket_gradients(p.bucket).bytes();
     const std::vector<TourCall>& calls = (*recorder_)["Parameters"].calls.at(row.axis);
     EXPECT_TRUE(std::any_of(calls.begin(), calls.end(), [&](const TourCall& call) {
       return call.operation == row.operation && call.label == row.label && call.bytes == bytes;

@@ -134,6 +134,38 @@ TEST(Plan, HandsEveryOpTheDtypesOfAGpu) {
   }
 }
 
+// On a GPU, where the heads have a kernel for codes; the CPU multiplies the rounded values.
+TEST(Plan, CountsScoresOfCodesAtTheirRate) {
+  PlanRequest request = Request(1);
+  request.device.op_flops = {{"IndexerScores", 50}, {"IndexerScoresFp8", 80}};
+  request.device.memory_bandwidth = 1e6;  // products count
+  request.stage.dsa.index_n_heads = 32;
+  request.stage.dsa.index_head_dim = 128;
+  using Ops = std::map<std::string, OpCount>;
+  const auto plan = [&](IndexerDType dtype) -> std::pair<StagePlan, Ops> {
+    request.stage.dsa.indexer_dtype = dtype;
+    const absl::StatusOr<StagePlan> made = PlanStage(request);
+    CHECK_OK(made.status());
+    Ops ops;
+    for (const auto& [action, work] : made->ranks[0].actions) {
+      for (const auto& [name, count] : work.ops.ops) {
+        ops[name].flops += count.flops;
+        ops[name].bytes += count.bytes;
+      }
+    }
+    return {*made, ops};
+  };
+  const auto [bf16_plan, bf16] = plan(IndexerDType::kBf16);
+  const auto [fp8_plan, fp8] = plan(IndexerDType::kFp8);
+  EXPECT_EQ(bf16.count("IndexerScoresFp8"), 0u);
+  EXPECT_EQ(fp8.count("IndexerScores"), 0u);
+  EXPECT_EQ(fp8.at("IndexerScoresFp8").flops, bf16.at("IndexerScores").flops);
+  EXPECT_GT(fp8.at("QuantiseFp8").bytes, 0);
+  EXPECT_LT(fp8_plan.step_seconds, bf16_plan.step_seconds);
+  request.stage.precision.compute = Compute::kFp32;
+  EXPECT_EQ(plan(IndexerDType::kFp8).second.count("IndexerScoresFp8"), 0u);
+}
+
 TEST(Plan, SaysTheSameOfEqualPipelineStages) {
   PlanRequest request = Request(4);
   request.model.num_hidden_layers = 7;  // 1 dense, 6 MoE
@@ -152,6 +184,31 @@ TEST(Plan, SaysTheSameOfEqualPipelineStages) {
                                    .world_rank = rank.world_rank});
     EXPECT_EQ(alone.total.peak_bytes, rank.total.peak_bytes) << rank.world_rank;
     EXPECT_EQ(alone.flops, rank.flops) << rank.world_rank;
+  }
+}
+
+// Values are gathered beside AdamW and the next step's first forward: what is longer shows.
+TEST(Plan, HidesTheGatherOfValues) {
+  PlanRequest request = Request(4);
+  const auto seconds = [&](const CountedWork& work, const RankPlan& rank) {
+    return Seconds(work, rank.spans, request.device, Overlap::kNone);
+  };
+  for (const double bandwidth : {20.0, 2.0, 1e-3}) {
+    request.device.node_bandwidth = bandwidth;
+    request.device.call_seconds = 0;
+    ASSERT_OK_AND_ASSIGN(const StagePlan plan, PlanStage(request));
+    const RankPlan& rank = plan.ranks[0];
+    double forward = 0;
+    for (const auto& [type, work] : rank.actions) {
+      if (std::get<0>(type) == ActionKind::kForward) forward += seconds(work, rank);
+    }
+    const double adamw = seconds({rank.update.ops, {}}, rank);
+    const double gather = seconds({{}, rank.update.messages}, rank);
+    const double shown = gather - adamw - forward;
+    EXPECT_GT(gather, 0);
+    EXPECT_EQ(shown > 0, bandwidth < 1) << bandwidth;
+    EXPECT_NEAR(plan.update_seconds, seconds(rank.reduction, rank) + adamw + std::max(0.0, shown),
+                1e-9 * plan.update_seconds);
   }
 }
 

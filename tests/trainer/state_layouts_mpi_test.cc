@@ -23,6 +23,7 @@
 #include "parallel/agree.h"
 #include "parallel/mpi_communicator.h"
 #include "tests/support/status_matchers.h"
+#include "tests/trainer/late_gathers.h"
 #include "trainer/step.h"
 #include "trainer/train_state.h"
 
@@ -147,11 +148,11 @@ struct Held {
 std::vector<Held> HeldBy(TrainingStage& stage) {
   std::vector<Held> pieces;
   for (const Parameter& p : stage.parameters().parameters()) {
-    pieces.push_back({p.name, p.global_shape, p.box, 0, p.value});
+    pieces.push_back({p.name, p.global_shape, p.box, 0, stage.parameters().value(p.id)});
     for (const OptimizerShard& shard : stage.optimizer().shards()) {
       if (shard.group != p.group || !shard.trains()) continue;
       const int64_t begin = std::max(p.begin, shard.begin);
-      const int64_t end = std::min(p.begin + p.value.num_elements(), shard.begin + shard.count);
+      const int64_t end = std::min(p.begin + p.num_elements(), shard.begin + shard.count);
       if (begin >= end) continue;
       for (const auto& [prefix, moment] : {std::pair{"adam_m/", shard.m}, {"adam_v/", shard.v}}) {
         pieces.push_back({prefix + p.name, p.global_shape, p.box, begin - p.begin,
@@ -382,6 +383,21 @@ class StateLayouts : public ::testing::Test {
     EXPECT_EQ(metadata.extra.at("skipped_steps"), "3");
   }
 
+  // Of the files of X, which are removed.
+  std::string TakeDigestOfX() {
+    std::string whole;
+    if (world_->rank() == 0) {
+      auto state = StateReader::Open(Path("x/step-00000007"));
+      CHECK_OK(state.status());
+      const auto digest = DigestState(*state);
+      CHECK_OK(digest.status());
+      whole = digest->whole;
+      std::filesystem::remove_all(Path("x"));
+    }
+    world_->Barrier("digest");
+    return whole;
+  }
+
   void CheckPair(StageKind kind, const Layout& x, const Layout& y, Compute compute) {
     SCOPED_TRACE(absl::StrCat(x.DebugString(), " -> ", y.DebugString()));
     const int rank = world_->rank();
@@ -433,6 +449,33 @@ class StateLayouts : public ::testing::Test {
 TEST_F(StateLayouts, WarmUpStatesOf20PairsLoadBitForBit) { CheckPairs(StageKind::kWarmUp); }
 
 TEST_F(StateLayouts, SparseStatesOf20PairsLoadBitForBit) { CheckPairs(StageKind::kSparse); }
+
+// The last gradients travel while the host asks for the step's statistics.
+TEST_F(StateLayouts, NoGradientIsLeftBehindWhenStatisticsAreAskedFor) {
+  const auto ranks = world_->Split(0, world_->rank(), "ranks");
+  const auto stage = Make(StageKind::kSparse, {.pipeline = 2, .data = 4}, Compute::kFp32, *ranks);
+  ChangedParameters changed;
+  ASSERT_THAT(LoadStage(*stage, *source_, nullptr, false, changed), IsOk());
+  std::string record;
+  const StepWatch watch = [&](StepPhase phase) {
+    if (phase == StepPhase::kStatistics) record = stage->axes().embedding->FlightRecord();
+  };
+  ASSERT_THAT(TrainStep(*stage, {}, 1e-2, false, watch).status(), IsOk());
+  EXPECT_TRUE(absl::StrContains(record, "ReduceScatter gradients")) << record;
+}
+
+// Whoever saves or reads a state waits for values that are on their way.
+TEST_F(StateLayouts, AStateIsTheSameWhenValuesArriveLate) {
+  for (const StageKind kind : {StageKind::kWarmUp, StageKind::kSparse}) {
+    const Layout layout{.tensor = 2, .expert = 2, .data = 4};
+    const auto prompt = world_->Split(0, world_->rank(), "prompt");
+    const WholeState expected = TrainAndSave(kind, layout, Compute::kFp32, *prompt);
+    const auto expected_files = TakeDigestOfX();
+    const auto late = MakeLateGathers(world_->Split(0, world_->rank(), "late"));
+    ExpectSame(TrainAndSave(kind, layout, Compute::kFp32, *late), expected);
+    EXPECT_TRUE(TakeDigestOfX() == expected_files);
+  }
+}
 
 }  // namespace
 }  // namespace baleen::testing

@@ -137,9 +137,9 @@ void KeepExperts(const std::string& phase, const Moe::Saved& moe, TourRecorder& 
   keep("balance.counts_BE", moe.balance.counts_BE);
   keep("balance.prob_sum_BE", moe.balance.prob_sum_BE);
   keep("experts.rows_ND", moe.experts.rows_ND);
+  keep("experts.weights_N", moe.experts.weights_N);
   keep("experts.gate", moe.experts.gate);
   keep("experts.hidden", moe.experts.hidden);
-  keep("experts.out_ND", moe.experts.out_ND);
   keep("experts.dout_ND", moe.experts.dout_ND);
   keep("experts.dgate", moe.experts.dgate);
   keep("dweights_RA", moe.dweights_RA);

@@ -49,9 +49,23 @@ OpCall Scores(OpInputs& in, const ModelConfig& model, const Problem& p) {
           BytesOf({x.q_TIJ, x.k_SJ, x.w_TI}) + 4.0 * static_cast<double>(p.T * p.S)};
 }
 
-// As dsa.indexer_dtype: fp8 computes them: queries rounded to E4M3, then the same products. Keys
-// are rounded once a layer.
+// Of the codes, which the model makes for each chunk of queries (indexer.quantise) and once a layer
+// for all keys.
 OpCall Fp8Scores(OpInputs& in, const ModelConfig& model, const Problem& p) {
+  const Operands x = MakeOperands(in, model, p);
+  const Fp8Codes q = QuantiseFp8(in.context(), x.q_TIJ, model.index_head_dim),
+                 k = QuantiseFp8(in.context(), x.k_SJ, model.index_head_dim);
+  const KeyWindows windows = in.Windows(p.T, p.S, /*causal=*/false);
+  const Context& context = in.context();
+  return {[=, &context, w_TI = x.w_TI] { IndexerScoresFp8(context, q, k, w_TI, windows); },
+          Products(model, p.T, p.S),
+          BytesOf({q.codes, q.scales, k.codes, k.scales, x.w_TI}) +
+              4.0 * static_cast<double>(p.T * p.S)};
+}
+
+// Of shapes without a kernel for codes: queries rounded to E4M3, then the same products. Keys are
+// rounded once a layer.
+OpCall SimulatedFp8Scores(OpInputs& in, const ModelConfig& model, const Problem& p) {
   const Operands x = MakeOperands(in, model, p);
   const int64_t group = std::min(kFp8Group, model.index_head_dim);
   const Tensor k_SJ = SimulateFp8(in.context(), x.k_SJ, group);
@@ -64,6 +78,16 @@ OpCall Fp8Scores(OpInputs& in, const ModelConfig& model, const Problem& p) {
       },
       Products(model, p.T, p.S),
       BytesOf({x.q_TIJ, x.q_TIJ, x.q_TIJ, k_SJ, x.w_TI}) + 4.0 * static_cast<double>(p.T * p.S)};
+}
+
+// Codes and scales of a chunk of queries.
+OpCall Quantise(OpInputs& in, const ModelConfig& model, const Problem& p) {
+  const Tensor q_TIJ = in.Normal({p.T, model.index_n_heads, model.index_head_dim});
+  const int64_t group = model.index_head_dim, groups = p.T * model.index_n_heads;
+  const int64_t written = q_TIJ.num_elements() + groups * DTypeBytes(StatisticsOf(q_TIJ.dtype()));
+  const Context& context = in.context();
+  return {[=, &context] { QuantiseFp8(context, q_TIJ, group); }, 0,
+          BytesOf({q_TIJ}) + static_cast<double>(written)};
 }
 
 OpCall TopkCall(OpInputs& in, const ModelConfig& model, const Problem& p, ChosenScores chosen) {
@@ -177,8 +201,14 @@ void AddIndexerCases(const OpSizes& sizes, const OpRequest& request, std::vector
       return [=](OpInputs& in) { return make(in, model, problem); };
     };
     add("indexer.scores", heads, scores, OpBound::kMatmul, p, I, of(&Scores, p));
-    add("indexer.scores_fp8", heads, absl::StrCat("queries rounded to E4M3; ", scores),
-        OpBound::kFp8Matmul, p, I, of(&Fp8Scores, p));
+    if (!sizes.cuda || HasFp8IndexerScores(sizes.dtype, I, J)) {
+      add("indexer.scores_fp8", heads, IndexerScoresFp8KernelName(), OpBound::kFp8Matmul, p, I,
+          of(&Fp8Scores, p));
+      add("indexer.quantise", heads, "", OpBound::kCopy, p, 0, of(&Quantise, p));
+    } else {
+      add("indexer.scores_fp8", heads, absl::StrCat("queries rounded to E4M3; ", scores),
+          OpBound::kFp8Matmul, p, I, of(&SimulatedFp8Scores, p));
+    }
     for (const auto& [op, make] : {std::pair("indexer.topk", &Topk),
                                    std::pair("indexer.topk_with_scores", &TopkWithScores)}) {
       add(op, absl::StrFormat("top-%d", K), TopkSelectKernelName(), OpBound::kCopy, p, 0,

@@ -13,11 +13,11 @@
 #include "kernels/ops/linear/fp8_quantise.h"
 #include "kernels/ops/moe/permute.h"
 #include "kernels/ops/moe/router.h"
+#include "kernels/ops/moe/weighted_swiglu.h"
 #include "kernels/ops/reduce.h"
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/rope.h"
 #include "kernels/ops/strided.h"
-#include "kernels/ops/swiglu.h"
 #include "trainer/bench/op_case.h"
 #include "trainer/training_stage.h"
 
@@ -109,16 +109,21 @@ void AddRope(const OpSizes& z, CaseList& list) {
   list.Add("rope.query", {rows, heads, rope}, make);
 }
 
-void AddSwiglu(const std::string& name, int64_t rows, int64_t width, CaseList& list) {
-  list.Add(absl::StrCat(name, ".forward"), {rows, width}, [=](OpInputs& in) {
+// Of the experts' rows, with their routing weights.
+void AddSwiglu(const OpSizes& z, CaseList& list) {
+  const int64_t rows = z.expert_rows, width = z.model.moe_intermediate_size;
+  list.Add("swiglu.forward", {rows, width}, [=](OpInputs& in) {
     const Tensor gate = in.Normal({rows, width}), up = in.Normal({rows, width});
-    return Moves(3 * BytesOf({gate}), [=, &context = in.context()] { Swiglu(context, gate, up); });
+    const Tensor weights = in.Positive({rows}, 0.1);
+    return Moves(3 * BytesOf({gate}),
+                 [=, &context = in.context()] { WeightedSwiglu(context, gate, up, weights); });
   });
-  list.Add(absl::StrCat(name, ".backward"), {rows, width}, [=](OpInputs& in) {
+  list.Add("swiglu.backward", {rows, width}, [=](OpInputs& in) {
     const Tensor gate = in.Normal({rows, width}), up = in.Normal({rows, width});
-    const Tensor dy = in.Normal({rows, width});
-    return Moves(5 * BytesOf({gate}),
-                 [=, &context = in.context()] { SwigluBackward(context, dy, gate, up); });
+    const Tensor dy = in.Normal({rows, width}), weights = in.Positive({rows}, 0.1);
+    return Moves(5 * BytesOf({gate}), [=, &context = in.context()] {
+      WeightedSwigluBackward(context, dy, gate, up, weights);
+    });
   });
 }
 
@@ -225,28 +230,13 @@ void AddPermute(const OpSizes& z, CaseList& list) {
     const Permutation p = build(in);
     const Tensor x = in.Normal({rows, D});
     return Moves(static_cast<double>(A + 1) * BytesOf({x}),
-                 [=, &context = in.context()] { GatherRows(context, x, p.source_row_N); });
+                 [=, &context = in.context()] { GatherRows(context, x, p); });
   });
-  list.Add("permute.dispatch_backward", {N, D}, [=](OpInputs& in) {
+  list.Add("permute.combine", {N, D}, [=](OpInputs& in) {
     const Permutation p = build(in);
     const Tensor dy = in.Normal({N, D});
     return Moves(BytesOf({dy}) * (1 + 1.0 / static_cast<double>(A)), [=, &context = in.context()] {
       GatherRowsBackward(context, dy, p.row_of_slot_TA);
-    });
-  });
-  list.Add("permute.combine", {N, D}, [=](OpInputs& in) {
-    const Permutation p = build(in);
-    const Tensor x = in.Normal({N, D}), weights = in.Positive({rows, A}, 0.1);
-    return Moves(BytesOf({x}) * (1 + 1.0 / static_cast<double>(A)), [=, &context = in.context()] {
-      CombineRows(context, x, p.row_of_slot_TA, weights);
-    });
-  });
-  list.Add("permute.combine_backward", {N, D}, [=](OpInputs& in) {
-    const Permutation p = build(in);
-    const Tensor x = in.Normal({N, D}), dy = in.Normal({rows, D});
-    const Tensor weights = in.Positive({rows, A}, 0.1);
-    return Moves(2 * BytesOf({x}) + BytesOf({dy}), [=, &context = in.context()] {
-      CombineRowsBackward(context, dy, x, p.row_of_slot_TA, weights);
     });
   });
 }
@@ -321,7 +311,7 @@ void AddMemoryCases(const OpSizes& sizes, std::vector<OpCase>& cases) {
   AddRmsNorm("rms_norm_q", sizes.rows, sizes.model.q_lora_rank, list);
   AddLayerNorm(sizes, list);
   AddRope(sizes, list);
-  AddSwiglu("swiglu", sizes.expert_rows, sizes.model.moe_intermediate_size, list);
+  AddSwiglu(sizes, list);
   AddMoves(sizes, list);
   AddRouter(sizes, list);
   AddPermute(sizes, list);

@@ -26,6 +26,8 @@ constexpr size_t kFewestCalls = 3;
 constexpr int64_t kCeilingCalls = 20;
 // Kept free for the driver, the libraries and the pool's rounding.
 constexpr int64_t kReservedBytes = int64_t{4} << 30;
+// Operands and results of the products beside which ops run.
+constexpr int64_t kProductBytes = int64_t{1} << 30;
 
 bool OnCuda(const Context& context) { return context.device().kind == DeviceKind::kCuda; }
 
@@ -50,8 +52,11 @@ class OpTimer {
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
 
-  // The first call of all makes plans and loads code; it does not count.
-  std::vector<double> Repeat(const std::function<void()>& call, int64_t times) const {
+  // The first call of all makes plans and loads code; it does not count. After each call one of
+  // `beside`, timed too.
+  std::vector<double> Repeat(const std::function<void()>& call, int64_t times,
+                             const std::function<void()>& beside = nullptr,
+                             std::vector<double>* beside_seconds = nullptr) const {
     const double first = Seconds(call);
     if (first < kMostSeconds) Seconds(call);
     std::vector<double> seconds;
@@ -60,6 +65,7 @@ class OpTimer {
            (seconds.size() < kFewestCalls || sum < kMostSeconds)) {
       seconds.push_back(Seconds(call));
       sum += seconds.back();
+      if (beside) beside_seconds->push_back(Seconds(beside));
     }
     return seconds;
   }
@@ -94,30 +100,36 @@ std::vector<WorkTime> KernelsOf(const Context& context, const std::function<void
   return MakeTimeline(*records, {"call"}).kernels;
 }
 
-// By the same method as the ops' own figures: single calls, the L2 emptied before each.
-double MatmulFlops(OpInputs& inputs, const OpTimer& timer) {
+// A square product of the matmul's dtype or of block FP8, as a ceiling.
+struct Product {
+  double flops = 0;
+  std::function<void()> run;
+};
+
+Product BigMatmul(OpInputs& inputs) {
   const Context& context = inputs.context();
   const int64_t n = OnCuda(context) ? 8192 : 512;
   const Tensor a = inputs.Normal({n, n}), b = inputs.Normal({n, n});
   const Tensor c = context.Empty(inputs.dtype(), {n, n});
-  const auto multiply = [&] {
-    Matmul(context, AsMatrix(a), Transpose::kNo, AsMatrix(b), Transpose::kYes, AsMatrix(c));
-  };
-  // A cold GPU's clocks are low for a while. Back to back these products would draw so much power
-  // that the clocks sank again, for longer than the measurement takes.
-  timer.Repeat(multiply, kCeilingCalls);
-  const auto side = static_cast<double>(n);
-  return 2 * side * side * side / Median(timer.Repeat(multiply, kCeilingCalls));
+  return {2 * static_cast<double>(n * n * n), [=, &context] {
+            Matmul(context, AsMatrix(a), Transpose::kNo, AsMatrix(b), Transpose::kYes, AsMatrix(c));
+          }};
 }
 
-double Fp8Flops(OpInputs& inputs, const OpTimer& timer) {
+Product BigFp8Product(OpInputs& inputs) {
   const Context& context = inputs.context();
   const int64_t n = OnCuda(context) ? 8192 : 128;
   const Fp8Operand a = QuantiseRows(context, inputs.Normal({n, n}));
   const Fp8Operand b = QuantiseWeight(context, inputs.Normal({n, n}), Fp8Side::kColumns);
-  const auto side = static_cast<double>(n);
-  return 2 * side * side * side /
-         Median(timer.Repeat([&] { Fp8Product(context, a, b); }, kCeilingCalls));
+  return {2 * static_cast<double>(n * n * n), [=, &context] { Fp8Product(context, a, b); }};
+}
+
+// By the same method as the ops' own figures: single calls, the L2 emptied before each.
+double CeilingFlops(const Product& product, const OpTimer& timer) {
+  // A cold GPU's clocks are low for a while. Back to back these products would draw so much power
+  // that the clocks sank again, for longer than the measurement takes.
+  timer.Repeat(product.run, kCeilingCalls);
+  return product.flops / Median(timer.Repeat(product.run, kCeilingCalls));
 }
 
 double CopyBytesPerSecond(Context& context, const OpTimer& timer) {
@@ -132,9 +144,9 @@ double CopyBytesPerSecond(Context& context, const OpTimer& timer) {
 double OpResult::Share(const OpCeilings& ceilings) const {
   switch (op.bound) {
     case OpBound::kMatmul:
-      return FlopsPerSecond() / ceilings.matmul_flops;
+      return FlopsPerSecond() / (product_flops > 0 ? product_flops : ceilings.matmul_flops);
     case OpBound::kFp8Matmul:
-      return FlopsPerSecond() / ceilings.fp8_flops;
+      return FlopsPerSecond() / (product_flops > 0 ? product_flops : ceilings.fp8_flops);
     case OpBound::kCopy:
       return BytesPerSecond() / ceilings.bytes_per_second;
   }
@@ -157,8 +169,10 @@ OpCeilings MeasureCeilings(OpInputs& inputs) {
   Context& context = inputs.context();
   OpCeilings ceilings;
   const OpTimer timer(context);
-  ceilings.matmul_flops = MatmulFlops(inputs, timer);
-  if (Fp8Operands(inputs.dtype(), OnCuda(context))) ceilings.fp8_flops = Fp8Flops(inputs, timer);
+  ceilings.matmul_flops = CeilingFlops(BigMatmul(inputs), timer);
+  if (Fp8Operands(inputs.dtype(), OnCuda(context))) {
+    ceilings.fp8_flops = CeilingFlops(BigFp8Product(inputs), timer);
+  }
   ceilings.bytes_per_second = CopyBytesPerSecond(context, timer);
   return ceilings;
 }
@@ -167,7 +181,7 @@ int64_t UsableMemory(const Context& context) {
   if (OnCuda(context)) {
     if constexpr (kHaveCuda) {
       return context.cuda().properties().total_bytes - kReservedBytes -
-             context.pool().Total().bytes - kFlushBytes;
+             context.pool().Total().bytes - kFlushBytes - kProductBytes;
     }
   }
   return static_cast<int64_t>(::sysconf(_SC_AVPHYS_PAGES)) * ::sysconf(_SC_PAGE_SIZE);
@@ -186,6 +200,13 @@ std::vector<OpResult> BenchOps(OpInputs& inputs, const OpSizes& sizes,
                                std::string& no_trace) {
   Context& context = inputs.context();
   const OpTimer timer(context);
+  // Ready only if some op takes turns with them.
+  const auto any = [&](OpBound bound) {
+    return std::any_of(cases.begin(), cases.end(),
+                       [&](const OpCase& op) { return op.bound == bound; });
+  };
+  const Product matmul = any(OpBound::kMatmul) ? BigMatmul(inputs) : Product();
+  const Product fp8 = any(OpBound::kFp8Matmul) ? BigFp8Product(inputs) : Product();
   std::vector<OpResult> results;
   for (const OpCase& op : cases) {
     OpResult result{.op = op};
@@ -194,7 +215,12 @@ std::vector<OpResult> BenchOps(OpInputs& inputs, const OpSizes& sizes,
     result.fits = result.needed_bytes <= options.memory_bytes;
     if (result.fits) {
       const OpCall call = op.make(inputs);
-      result.seconds = timer.Repeat(call.run, options.steps);
+      const Product& beside = op.bound == OpBound::kFp8Matmul ? fp8 : matmul;
+      std::vector<double> beside_seconds;
+      result.seconds = op.bound == OpBound::kCopy
+                           ? timer.Repeat(call.run, options.steps)
+                           : timer.Repeat(call.run, options.steps, beside.run, &beside_seconds);
+      if (!beside_seconds.empty()) result.product_flops = beside.flops / Median(beside_seconds);
       result.median = Median(result.seconds);
       result.low = *std::min_element(result.seconds.begin(), result.seconds.end());
       result.high = *std::max_element(result.seconds.begin(), result.seconds.end());

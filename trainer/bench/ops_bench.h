@@ -2,7 +2,9 @@
 //
 // A figure is the median of several calls, on GPUs by CUDA events with every launch and gap of the
 // call in it, the L2 emptied before each; on the CPU by the wall clock, of the definitions. The
-// ceilings (products of 8192^3, a copy of 1 GiB) are measured by the same process, ops and method.
+// ceilings (products of 8192^3, a copy of 1 GiB) are measured by the same process, ops and method;
+// a product's ceiling once more beside it, a call of one after each call of the other, since clocks
+// follow the power that was drawn before.
 #pragma once
 
 #include <functional>
@@ -35,12 +37,13 @@ struct OpResult {
   std::vector<double> seconds;
   double median = 0, low = 0, high = 0;
   double flops = 0, bytes = 0;
+  double product_flops = 0;       // a second, of the product of 8192^3 that took turns with it
   std::vector<WorkTime> kernels;  // of one call, the longest first
 
   double FlopsPerSecond() const { return median > 0 ? flops / median : 0; }
   double BytesPerSecond() const { return median > 0 ? bytes / median : 0; }
   double MicrosecondsRow() const { return median * 1e6 / static_cast<double>(op.rows); }
-  // Of the ceiling that bounds the op.
+  // Of the ceiling that bounds the op; of a product, of the one that took turns with it.
   double Share(const OpCeilings& ceilings) const;
   // In the goal's unit.
   double Figure(const OpCeilings& ceilings) const;

@@ -100,7 +100,7 @@ nlohmann::json ResultJson(const OpCeilings& ceilings, const OpResult& result) {
   json["of_copy"] = result.BytesPerSecond() / ceilings.bytes_per_second;
   json["microseconds_a_row"] = result.MicrosecondsRow();
   if (result.flops > 0) json["of_matmul"] = result.FlopsPerSecond() / ceilings.matmul_flops;
-  if (op.bound == OpBound::kFp8Matmul) json["of_fp8_matmul"] = result.Share(ceilings);
+  if (op.bound != OpBound::kCopy) json["of_product_beside"] = result.Share(ceilings);
   if (result.goal) json["goal"] = GoalJson(ceilings, result);
   for (const WorkTime& kernel : result.kernels) {
     json["kernels"].push_back({{"name", kernel.name},
@@ -135,10 +135,10 @@ std::string OpLine(const BenchDevice& device, const OpCeilings& ceilings, const 
   absl::StrAppendFormat(&text, "%10.4f %6.1f ", result.median * 1e3,
                         50 * (result.high - result.low) / result.median);
   if (result.flops > 0) {
-    const double ceiling =
-        result.op.bound == OpBound::kFp8Matmul ? ceilings.fp8_flops : ceilings.matmul_flops;
-    absl::StrAppendFormat(&text, "%8.1f %6.1f ", result.FlopsPerSecond() * scale,
-                          100 * result.FlopsPerSecond() / ceiling);
+    const double share = result.op.bound == OpBound::kCopy
+                             ? result.FlopsPerSecond() / ceilings.matmul_flops
+                             : result.Share(ceilings);
+    absl::StrAppendFormat(&text, "%8.1f %6.1f ", result.FlopsPerSecond() * scale, 100 * share);
   } else {
     absl::StrAppendFormat(&text, "%8s %6s ", "-", "-");
   }

@@ -18,11 +18,13 @@ Block::Block(const ModelConfig& config, const std::string& prefix, int64_t layer
                                               {config.hidden_size}, ParameterGroup::kMain)),
       mla_(config, prefix, placement, store) {
   if (use_indexer) indexer_.emplace(config, prefix, store);
+  mlp_begin_ = store.size();
   if (moe) {
     moe_.emplace(config, prefix, placement, store);
   } else {
     mlp_.emplace(config.hidden_size, config.intermediate_size, prefix + ".mlp", placement, store);
   }
+  mlp_end_ = store.size();
 }
 
 Tensor Block::Forward(const ModelContext& model, const Batch& batch, const PassOptions& pass,
@@ -224,10 +226,11 @@ Tensor Block::BackwardPhase(int phase, const ModelContext& model, const Batch& b
 }
 
 void Block::BackwardWeight(const ModelContext& model, const Batch& batch, const PassOptions& pass,
-                           StepStats& stats, Saved& saved) const {
+                           StepStats& stats, Saved& saved, const GradientsReady& ready) const {
   const Context& context = model.context;
   if (mlp_) mlp_->BackwardWeight(model, saved.mlp);
   if (moe_) moe_->BackwardWeight(model, saved.moe);
+  if (ready) ready(mlp_begin_, mlp_end_);
   RmsNormBackwardWeight(context, saved.dh_norm, saved.h, saved.h_rstd,
                         model.parameters.grad(post_attention_layernorm_));
   mla_.BackwardWeight(model, saved.mla);
@@ -239,6 +242,7 @@ void Block::BackwardWeight(const ModelContext& model, const Batch& batch, const 
                                      saved.mla.target_RK, pass.scales.kl, saved.indexer);
     AddSum(context, loss_T, stats.kl_L.Rows(layer_, layer_ + 1));
   }
+  if (ready) ready(input_layernorm_, mlp_begin_);
 }
 
 void Block::WarmUp(const ModelContext& model, const Batch& batch, const PassOptions& pass,

@@ -7,6 +7,7 @@
 // the weight phase of the backward. All tensors are of the rank's own rows R (batch.h).
 #pragma once
 
+#include <functional>
 #include <optional>
 
 #include "trainer/model/indexer.h"
@@ -15,6 +16,9 @@
 #include "trainer/model/step_stats.h"
 
 namespace baleen {
+
+// Parameters first .. end - 1 (ids) have got their last gradient of the step.
+using GradientsReady = std::function<void(int first, int end)>;
 
 class Block {
  public:
@@ -42,8 +46,10 @@ class Block {
                  const Tensor& x, StepStats& stats, Saved& saved) const;
   Tensor BackwardInput(const ModelContext& model, const Batch& batch, const PassOptions& pass,
                        const Tensor& dy, Saved& saved) const;
+  // The MLP's or experts' gradients are formed first, and told: they travel to their owners while
+  // the attention's are formed.
   void BackwardWeight(const ModelContext& model, const Batch& batch, const PassOptions& pass,
-                      StepStats& stats, Saved& saved) const;
+                      StepStats& stats, Saved& saved, const GradientsReady& ready = nullptr) const;
 
   // The same in steps 0 .. kPhases - 1 that leave room for another microbatch's between them.
   // Forward: x is put into saved.x before, the last returns y. Backward: dy is put into saved.dy,
@@ -83,7 +89,9 @@ class Block {
   void Drop(const ModelContext& model, Saved& saved) const;
 
   int64_t layer_;
+  // Ids: norms, attention and indexer from input_layernorm_ on, then MLP or experts.
   int input_layernorm_, post_attention_layernorm_;
+  int mlp_begin_ = 0, mlp_end_ = 0;
   Mla mla_;
   std::optional<Indexer> indexer_;
   std::optional<Mlp> mlp_;

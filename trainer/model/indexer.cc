@@ -82,6 +82,17 @@ void Indexer::GatherIndexKeys(const ModelContext& model, const Batch& batch, Sav
   saved.k_TJ = GatherKeys(model, batch, label_ + " keys", saved.k_RJ);
 }
 
+// Rows [begin, end) against all keys, whose codes are `keys` where the precision has a kernel of
+// its own: the codes of values that Transform has rounded already are exact, so they are made here,
+// for as long as they are needed, and of keys that other ranks have rounded.
+Tensor Indexer::Scores(const ModelContext& model, const Saved& saved, const Fp8Codes& keys,
+                       const KeyWindows& windows, int64_t begin, int64_t end) const {
+  const Context& context = model.context;
+  const Tensor q = saved.q_RIJ.Rows(begin, end), w = saved.w_RI.Rows(begin, end);
+  if (keys.codes.empty()) return IndexerScores(context, q, saved.k_TJ, w, windows);
+  return IndexerScoresFp8(context, QuantiseFp8(context, q, width_), keys, w, windows);
+}
+
 TopkResult Indexer::Select(const ModelContext& model, const Batch& batch, const Saved& saved,
                            ChosenScores chosen) const {
   const Context& context = model.context;
@@ -94,11 +105,13 @@ TopkResult Indexer::Select(const ModelContext& model, const Batch& batch, const 
   FillInt(context, result.nan_row_1, -1);
   if (chosen == ChosenScores::kKeep)
     result.scores_TK = context.Empty(saved.w_RI.dtype(), {rows, topk});
+  const bool fp8 = model.options.indexer_precision == IndexerPrecision::kFp8 &&
+                   HasFp8IndexerScores(saved.q_RIJ.dtype(), heads_, width_);
+  const Fp8Codes keys = fp8 ? QuantiseFp8(context, saved.k_TJ, width_) : Fp8Codes();
   for (int64_t begin = 0; begin < rows; begin += model.options.query_chunk) {
     const int64_t end = std::min(rows, begin + model.options.query_chunk);
     const KeyWindows windows = batch.windows_R.Rows(begin, end);
-    const Tensor scores = IndexerScores(context, saved.q_RIJ.Rows(begin, end), saved.k_TJ,
-                                        saved.w_RI.Rows(begin, end), windows);
+    const Tensor scores = Scores(model, saved, keys, windows, begin, end);
     const TopkResult chunk = TopkSelect(context, scores, windows, topk, chosen);
     Copy(context, chunk.ids_TK, result.ids_TK.Rows(begin, end));
     Copy(context, chunk.ties_T, result.ties_T.Rows(begin, end));

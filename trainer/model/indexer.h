@@ -6,12 +6,15 @@
 //   q^I = fp8(hadamard(rope(W_qb qr)))   k^I = fp8(hadamard(rope(layernorm(W_k x))))   w = c_I W_w
 //   x I[t, s] = sum_j w[t, j] relu(q^I[t, j] . k^I[s]);   ids = top-k of I;   loss = KL(target ||
 //   softmax I)
+// With FP8, scores of shapes that have a kernel are products of the E4M3 codes; the loss and its
+// gradients work on the rounded values everywhere.
 // Over ranks: q^I, w and the loss are of the own rows, k^I is gathered over cp x tp and its
 // gradient, a partial sum over rows, reduce-scattered. Every row is scored once, by one rank.
 // Legend: R own rows, T keys (batch.h), I index heads, J index_head_dim = [rope | nope], K selected
 // keys.
 #pragma once
 
+#include "kernels/ops/indexer/fp8_simulate.h"
 #include "kernels/ops/indexer/indexer_loss.h"
 #include "kernels/ops/indexer/topk_select.h"
 #include "trainer/model/model_context.h"
@@ -52,6 +55,8 @@ class Indexer {
   // From the gradients of q^I, k^I (of all keys, a partial sum), w to those of the weights.
   void BackwardWeight(const ModelContext& model, const Batch& batch, const IndexerLossResult& loss,
                       const Tensor& dk_TJ, const Saved& saved) const;
+  Tensor Scores(const ModelContext& model, const Saved& saved, const Fp8Codes& keys,
+                const KeyWindows& windows, int64_t begin, int64_t end) const;
   Tensor Transform(const ModelContext& model, const Batch& batch, const Tensor& x) const;
   Tensor TransformBackward(const ModelContext& model, const Batch& batch, const Tensor& dy) const;
 

@@ -111,9 +111,8 @@ void ModelPart::FormBlockWeights(const ModelContext& model, const Batch& batch,
 void ModelPart::BlockWeight(size_t index, const ModelContext& model, const Batch& batch,
                             const PassOptions& pass, StepStats& stats, Saved& saved,
                             const GradientsReady& ready) const {
-  blocks_[index].BackwardWeight(model, batch, pass, stats, saved.blocks[index]);
+  blocks_[index].BackwardWeight(model, batch, pass, stats, saved.blocks[index], ready);
   saved.blocks[index] = Block::Saved();
-  if (ready) ready(first_id_[index], first_id_[index + 1]);
 }
 
 bool ModelPart::BackwardStep(const ModelContext& model, const Batch& batch, const PassOptions& pass,

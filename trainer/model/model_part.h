@@ -7,7 +7,6 @@
 // one exchanges rows with other ranks, the other computes.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <vector>
 
@@ -24,9 +23,6 @@ struct PartLayers {
   bool first = false;
   bool last = false;
 };
-
-// Parameters first .. end - 1 (ids) have got their last gradient of the step.
-using GradientsReady = std::function<void(int first, int end)>;
 
 class ModelPart {
  public:

@@ -2,8 +2,8 @@
 
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/linear/matmul.h"
+#include "kernels/ops/moe/weighted_swiglu.h"
 #include "kernels/ops/reduce.h"
-#include "kernels/ops/swiglu.h"
 #include "trainer/model/choice_replay.h"
 #include "trainer/model/linear.h"
 
@@ -63,26 +63,32 @@ bool RowsTravel(const ModelContext& model) { return model.axes.ep->size() > 1; }
 
 // --- The experts of this rank, on the rows of one round.
 
-void Moe::Expand(const ModelContext& model, const ExpertRound& round, const Tensor& x_RD,
+// All but the down-projection, whose output no gradient needs.
+void Moe::Expand(const ModelContext& model, const ExpertRound& round, WeightedRows arrived,
                  ExpertRows& rows) const {
-  const Context& context = model.context;
-  if (rows.rows_ND.empty()) rows.rows_ND = round.Dispatch(context, Slice(round, x_RD));
+  rows.rows_ND = std::move(arrived.rows_ND);
+  rows.weights_N = std::move(arrived.weights_N);
   const Tensor& offsets = round.offsets_L1();
   const ProjectionRows x(rows.rows_ND);
   rows.gate = ProjectGroupsForward(model, x, {first_gate_proj_, local_experts_}, offsets);
   rows.up = ProjectGroupsForward(model, x, {first_up_proj_, local_experts_}, offsets);
-  rows.hidden = Swiglu(context, rows.gate, rows.up);
-  rows.out_ND =
-      ProjectGroupsForward(model, rows.hidden, {first_down_proj_, local_experts_}, offsets);
+  rows.hidden = WeightedSwiglu(model.context, rows.gate, rows.up, rows.weights_N);
 }
 
-Tensor Moe::ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
-                                 ExpertRows& rows) const {
+Tensor Moe::ProjectDown(const ModelContext& model, const ExpertRound& round,
+                        const ExpertRows& rows) const {
+  return ProjectGroupsForward(model, rows.hidden, {first_down_proj_, local_experts_},
+                              round.offsets_L1());
+}
+
+WeightedRows Moe::ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
+                                       ExpertRows& rows) const {
   const Context& context = model.context;
   const Tensor& offsets = round.offsets_L1();
   const Tensor dhidden =
       ProjectGroupsBackwardInput(model, rows.dout_ND, {first_down_proj_, local_experts_}, offsets);
-  const SwigluGradients gradients = SwigluBackward(context, dhidden, rows.gate, rows.up);
+  const WeightedSwigluGradients gradients =
+      WeightedSwigluBackward(context, dhidden, rows.gate, rows.up, rows.weights_N);
   rows.dgate = gradients.dgate;
   rows.dup = gradients.dup;
   const Tensor drows_ND =
@@ -90,7 +96,7 @@ Tensor Moe::ExpertsBackwardInput(const ModelContext& model, const ExpertRound& r
   AddInPlace(
       context, drows_ND,
       ProjectGroupsBackwardInput(model, rows.dup, {first_up_proj_, local_experts_}, offsets));
-  return drows_ND;
+  return {drows_ND, gradients.dweight_N};
 }
 
 void Moe::ExpertsBackwardWeight(const ModelContext& model, const ExpertRound& round,
@@ -107,13 +113,14 @@ void Moe::ExpertsBackwardWeight(const ModelContext& model, const ExpertRound& ro
 // --- Several rounds: each is a whole pass, and leaves only what belongs to the own tokens.
 
 Tensor Moe::ForwardRounds(const ModelContext& model, const Saved& saved) const {
-  const Tensor y_RD = model.context.Empty(saved.x_RD.dtype(), saved.x_RD.shape());
+  const Context& context = model.context;
+  const Tensor y_RD = context.Empty(saved.x_RD.dtype(), saved.x_RD.shape());
   for (const ExpertRound& round : saved.plan.rounds) {
     ExpertRows rows;
-    Expand(model, round, saved.x_RD, rows);
-    Copy(model.context,
-         round.Combine(model.context, rows.out_ND, Slice(round, saved.route.weights_TA)),
-         Slice(round, y_RD));
+    Expand(model, round,
+           round.Dispatch(context, Slice(round, saved.x_RD), Slice(round, saved.route.weights_TA)),
+           rows);
+    Copy(context, round.Combine(context, ProjectDown(model, round, rows)), Slice(round, y_RD));
   }
   return y_RD;
 }
@@ -125,14 +132,14 @@ Tensor Moe::BackwardRounds(const ModelContext& model, Saved& saved) const {
   saved.dweights_RA = context.Empty(weights_RA.dtype(), weights_RA.shape());
   for (const ExpertRound& round : saved.plan.rounds) {
     ExpertRows rows;
-    Expand(model, round, saved.x_RD, rows);
-    const CombineGradients gradients = round.CombineBackward(context, Slice(round, saved.dy_RD),
-                                                             rows.out_ND, Slice(round, weights_RA));
-    rows.dout_ND = gradients.dx_ND;
-    Copy(context, gradients.dweights_TA, Slice(round, saved.dweights_RA));
-    const Tensor drows_ND = ExpertsBackwardInput(model, round, rows);
+    Expand(model, round,
+           round.Dispatch(context, Slice(round, saved.x_RD), Slice(round, weights_RA)), rows);
+    rows.dout_ND = round.CombineBackward(context, Slice(round, saved.dy_RD));
+    const WeightedRows gradients = ExpertsBackwardInput(model, round, rows);
     ExpertsBackwardWeight(model, round, rows);
-    Copy(context, round.DispatchBackward(context, drows_ND), Slice(round, dx_RD));
+    const WeightedTokens home = round.DispatchBackward(context, gradients);
+    Copy(context, home.tokens_TD, Slice(round, dx_RD));
+    Copy(context, home.weights_TA, Slice(round, saved.dweights_RA));
   }
   return dx_RD;
 }
@@ -167,7 +174,9 @@ void Moe::Dispatch(const ModelContext& model, const Batch& batch, const Tensor& 
        .max_rows = model.options.expert_rows,
        .label = label_},
       saved.route.expert_ids_TA);
-  if (OneRound(saved.plan)) saved.sent = saved.plan.rounds[0].BeginDispatch(context, x_RD);
+  if (OneRound(saved.plan)) {
+    saved.sent = saved.plan.rounds[0].BeginDispatch(context, x_RD, saved.route.weights_TA);
+  }
 }
 
 Tensor Moe::Experts(const ModelContext& model, Saved& saved) const {
@@ -176,9 +185,9 @@ Tensor Moe::Experts(const ModelContext& model, Saved& saved) const {
   if (shared_first) shared_out = shared_->Forward(model, saved.x_RD, saved.shared);
   if (OneRound(saved.plan)) {
     const ExpertRound& round = saved.plan.rounds[0];
-    saved.experts.rows_ND = round.EndDispatch(model.context, std::exchange(saved.sent, {}));
-    Expand(model, round, saved.x_RD, saved.experts);
-    saved.sent = round.BeginCombine(model.context, saved.experts.out_ND, saved.route.weights_TA);
+    Expand(model, round, round.EndDispatch(model.context, std::exchange(saved.sent, {})),
+           saved.experts);
+    saved.sent_home = round.BeginCombine(model.context, ProjectDown(model, round, saved.experts));
   } else {
     saved.y_RD = ForwardRounds(model, saved);
   }
@@ -188,10 +197,8 @@ Tensor Moe::Experts(const ModelContext& model, Saved& saved) const {
 
 Tensor Moe::Combine(const ModelContext& model, const Tensor& shared_out, Saved& saved) const {
   const Tensor y_RD = OneRound(saved.plan) ? saved.plan.rounds[0].EndCombine(
-                                                 model.context, std::exchange(saved.sent, {}),
-                                                 saved.route.weights_TA)
-                                           : saved.y_RD;
-  saved.y_RD = Tensor();
+                                                 model.context, std::exchange(saved.sent_home, {}))
+                                           : std::exchange(saved.y_RD, {});
   if (shared_) AddInPlace(model.context, y_RD, shared_out);
   return y_RD;
 }
@@ -208,10 +215,10 @@ void Moe::BackwardCombine(const ModelContext& model, const Tensor& dy_RD, Saved&
   if (!OneRound(saved.plan)) return;
   const ExpertRound& round = saved.plan.rounds[0];
   // What was dropped travels once more; a full recompute's Dispatch has sent it already.
-  if (saved.experts.rows_ND.empty() && saved.sent.rows.empty()) {
-    saved.sent = round.BeginDispatch(model.context, saved.x_RD);
+  if (saved.experts.rows_ND.empty() && saved.sent.rows.rows.empty()) {
+    saved.sent = round.BeginDispatch(model.context, saved.x_RD, saved.route.weights_TA);
   }
-  saved.sent_back = round.BeginCombineBackward(model.context, dy_RD, saved.route.weights_TA);
+  saved.sent_home = round.BeginCombineBackward(model.context, dy_RD);
 }
 
 void Moe::BackwardExperts(const ModelContext& model, Saved& saved) const {
@@ -226,22 +233,22 @@ void Moe::BackwardExperts(const ModelContext& model, Saved& saved) const {
   const ExpertRound& round = saved.plan.rounds[0];
   ExpertRows& rows = saved.experts;
   if (rows.rows_ND.empty()) {
-    rows.rows_ND = round.EndDispatch(context, std::exchange(saved.sent, {}));
+    Expand(model, round, round.EndDispatch(context, std::exchange(saved.sent, {})), rows);
   }
-  if (rows.out_ND.empty()) Expand(model, round, saved.x_RD, rows);
-  const CombineGradients gradients =
-      round.EndCombineBackward(context, std::exchange(saved.sent_back, {}), rows.out_ND);
-  rows.dout_ND = gradients.dx_ND;
-  saved.dweights_RA = gradients.dweights_TA;
+  rows.dout_ND = round.EndCombineBackward(context, std::exchange(saved.sent_home, {}));
   saved.sent = round.BeginDispatchBackward(context, ExpertsBackwardInput(model, round, rows));
 }
 
 Tensor Moe::BackwardDispatch(const ModelContext& model, const Batch& batch, double balance_scale,
                              Saved& saved) const {
   const Context& context = model.context;
-  const Tensor dx_RD = OneRound(saved.plan) ? saved.plan.rounds[0].EndDispatchBackward(
-                                                  context, std::exchange(saved.sent, {}))
-                                            : std::exchange(saved.dx_RD, {});
+  Tensor dx_RD = std::exchange(saved.dx_RD, {});
+  if (OneRound(saved.plan)) {
+    const WeightedTokens home =
+        saved.plan.rounds[0].EndDispatchBackward(context, std::exchange(saved.sent, {}));
+    dx_RD = home.tokens_TD;
+    saved.dweights_RA = home.weights_TA;
+  }
   if (shared_) {
     if (saved.dshared_RD.empty()) {
       saved.dshared_RD = shared_->BackwardInput(model, saved.dy_RD, saved.shared);

@@ -3,16 +3,18 @@
 //
 //   y = shared(x) + sum_a weight_a expert_{id_a}(x);   ids and weights from the gate
 //   (kernels/ops/moe/router.h)
+// The weight is applied inside the expert, before its down-projection
+// (kernels/ops/moe/weighted_swiglu.h): what the experts give out is only summed, and not kept.
 // The work is cut in the phases that a pipeline can interleave with another microbatch: Dispatch
-// (gate, rows to experts), Experts (the shared expert, grouped GEMMs), Combine (rows back,
-// weighted). What a phase sends arrives in the next one, so it travels beside whatever is computed
-// between: the other microbatch, and the shared expert, which comes first where rows travel.
-// Experts lie on the ranks of ep; rows come and go by parallel/expert_exchange.h. Where the rows to
-// be held at once are bounded and exceed the bound, the exchange comes in several rounds: then
-// Experts and BackwardExperts run all of them, whole; nothing of a round is kept for the backward,
-// which sends the rows again, and the experts' weight gradients are formed there and not in
-// BackwardWeight. Legend: R own tokens, E experts of all ranks, A experts per token, N rows at the
-// rank's experts, D hidden, F expert hidden, B sequences.
+// (gate, rows to experts), Experts (the shared expert, grouped GEMMs), Combine (rows back, summed).
+// What a phase sends arrives in the next one, so it travels beside whatever is computed between:
+// the other microbatch, and the shared expert, which comes first where rows travel. Experts lie on
+// the ranks of ep; rows come and go by parallel/expert_exchange.h. Where the rows to be held at
+// once are bounded and exceed the bound, the exchange comes in several rounds: then Experts and
+// BackwardExperts run all of them, whole; nothing of a round is kept for the backward, which sends
+// the rows again, and the experts' weight gradients are formed there and not in BackwardWeight.
+// Legend: R own tokens, E experts of all ranks, A experts per token, N rows at the rank's experts,
+// D hidden, F expert hidden, B sequences.
 #pragma once
 
 #include <optional>
@@ -32,9 +34,9 @@ class Moe {
 
   // What the experts of this rank make of the rows of one round.
   struct ExpertRows {
-    Tensor rows_ND;           // x, sorted by expert
-    Tensor gate, up, hidden;  // [N, F]
-    Tensor out_ND;
+    Tensor rows_ND;              // x, sorted by expert
+    Tensor weights_N;            // of the rows
+    Tensor gate, up, hidden;     // [N, F]; hidden: weighted
     Tensor dout_ND, dgate, dup;  // for the weights' gradients
   };
   struct Saved {
@@ -42,8 +44,9 @@ class Moe {
     RouterResult route;
     ExpertPlan plan;
     ExpertRows experts;  // of the only round; empty with several
-    ExpertMessage sent;  // from one phase to the next, with one round
-    ExpertRound::CombineMessages sent_back;
+    // From one phase to the next, with one round.
+    WeightedMessage sent;     // to experts; back: their gradients
+    ExpertMessage sent_home;  // experts' results; back: dy
     Tensor y_RD;  // with several rounds: the routed experts' sum, from Experts to Combine
     Mlp::Saved shared;
     BalanceStats balance;  // of whole sequences; empty when the balance loss is off
@@ -78,10 +81,12 @@ class Moe {
   RouterParams Params(const ModelConfig& config) const;
   Tensor BalanceCoefficient(const ModelContext& model, const Batch& batch, double balance_scale,
                             const Saved& saved) const;
-  void Expand(const ModelContext& model, const ExpertRound& round, const Tensor& x_RD,
+  void Expand(const ModelContext& model, const ExpertRound& round, WeightedRows arrived,
               ExpertRows& rows) const;
-  Tensor ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
-                              ExpertRows& rows) const;
+  Tensor ProjectDown(const ModelContext& model, const ExpertRound& round,
+                     const ExpertRows& rows) const;
+  WeightedRows ExpertsBackwardInput(const ModelContext& model, const ExpertRound& round,
+                                    ExpertRows& rows) const;
   void ExpertsBackwardWeight(const ModelContext& model, const ExpertRound& round,
                              const ExpertRows& rows) const;
   Tensor ForwardRounds(const ModelContext& model, const Saved& saved) const;

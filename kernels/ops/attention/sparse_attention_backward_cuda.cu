@@ -111,9 +111,10 @@ __device__ __forceinline__ void RunLoader(const Params& params, Shared& s, int t
 }
 
 // One thread block's share of the keys of an earlier chunk: adds up their sorted rows.
+template <bool kShort>
 __device__ __forceinline__ void RunSum(const Params& params, uint8_t* shared_bytes, int sum,
                                        int tile) {
-  using Stage = SumStage<kC>;
+  using Stage = SumStage<kShort>;
   static_assert(sizeof(Stage) * kThreads / 32 <= sizeof(Shared), "");
   const SparseBackwardSchedule& schedule = params.schedule;
   const int chunk = sum / schedule.SumsAChunk();
@@ -128,14 +129,18 @@ __device__ __forceinline__ void RunSum(const Params& params, uint8_t* shared_byt
   }
   if (threadIdx.x == 0) {
     AwaitCount(&params.index.written_C[chunk], schedule.QueriesOfChunk(chunk) * params.num_tiles);
-    if (chunk > 0) AwaitCount(&params.index.summed_C[chunk - 1], blocks);
+    AwaitCount(&params.index.turns_B[block], chunk);  // the same keys of the chunk before
   }
   __syncthreads();
   FenceProxyAsyncAll();  // the copy engine reads what other blocks' threads stored
-  SumSortedRows<kC>(params.index, chunk, params.rows + size_t(BufferOf(params, chunk)) * kRowBytes,
-                    block + warp * blocks, blocks * (kThreads / 32), params.args.dkv_SC, stage);
+  SumSortedRows<kShort>(params.index, chunk,
+                        params.rows + size_t(BufferOf(params, chunk)) * kScatterRowBytes<kShort>,
+                        block + warp * blocks, blocks * (kThreads / 32), params.args.dkv_SC, stage);
   __syncthreads();
-  if (threadIdx.x == 0) Announce(&params.index.summed_C[chunk]);
+  if (threadIdx.x == 0) {
+    Announce(&params.index.turns_B[block]);
+    Announce(&params.index.summed_C[chunk]);
+  }
 }
 
 template <bool kPair>
@@ -147,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const SparseBackwardItem item = params.schedule.Item(blockIdx.x / params.num_tiles);
   const int tile = blockIdx.x % params.num_tiles;
   if (item.is_sum) {
-    RunSum(params, shared_bytes, item.index, tile);
+    RunSum<!kPair>(params, shared_bytes, item.index, tile);
     return;
   }
   const int t = params.first_token + item.index;
@@ -236,6 +241,7 @@ Workspace Divide(const SparseAttentionBackwardArgs& args, const SparseAttentionB
   w.index.cursor_C = ints(layout.counters_C);
   w.index.written_C = w.index.cursor_C + chunks;
   w.index.summed_C = w.index.written_C + chunks;
+  w.index.turns_B = w.index.summed_C + chunks;
   w.index.num_keys = args.num_keys;
   w.index.words_a_chunk = plan.chunk / 32;
   w.rows = static_cast<uint8_t*>(base) + layout.rows;
@@ -246,7 +252,7 @@ SparseBackwardSchedule ScheduleOf(const SparseAttentionBackwardPlan& plan, int n
                                   int num_tiles) {
   // A wave of blocks and some; a sum of eight queries takes about as long as a query.
   const int lag = std::min(160 / num_tiles, plan.chunk);
-  return {num_queries, plan.chunk, 8 * num_tiles, lag};
+  return {num_queries, plan.chunk, kFewestQueriesASum * num_tiles, lag};
 }
 
 template <bool kPair>

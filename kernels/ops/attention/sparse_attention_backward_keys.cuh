@@ -40,9 +40,14 @@ __device__ __forceinline__ void StoreDelta(const Params& params, Shared& s, int 
 }
 
 // Where the dkv rows of this thread's two keys go (null = nowhere), this lane's share of each
-// store, from `first_chunk` on.
+// store, from `first_chunk` on. The rows are short where one tile makes them
+// (sparse_scatter_row_cuda.h): there memory limits. A pair has half of the bytes a product, and no
+// time to pack them.
+template <bool kShort>
 struct KeyRows {
+  static constexpr int kBytes = kScatterRowBytes<kShort>;
   uint8_t* row[2];
+  uint32_t held[2][5];  // words of short units that wait until they fill 16 bytes
 
   __device__ __forceinline__ KeyRows(const Params& params, const int32_t* places, int lane,
                                      int first_chunk) {
@@ -51,17 +56,26 @@ struct KeyRows {
       const int place = places[lane / 4 + half * 8];
       const uint64_t address = place < 0 ? 0
                                          : reinterpret_cast<uint64_t>(params.rows) +
-                                               size_t(place) * kRowBytes +
-                                               first_chunk * (kChunk * 2) + (lane % 4) * 16;
+                                               size_t(place) * kBytes + first_chunk * (kChunk * 2) +
+                                               (lane % 4) * 16;
       // The shuffle keeps the compiler from computing it anew between the stores, where it would
       // wait for the stores' registers.
       row[half] = reinterpret_cast<uint8_t*>(__shfl_sync(~0u, address, lane));
     }
   }
 
+  __device__ __forceinline__ void Store(int half, int at, uint32_t a, uint32_t b, uint32_t c,
+                                        uint32_t d) const {
+    __stcs(reinterpret_cast<uint4*>(row[half] + at), make_uint4(a, b, c, d));
+  }
+
   // Sends chunk `chunk`. All of it is arranged into stores of 16 bytes before the first leaves,
   // else each store waits for the registers of the one before. ready[] holds the two rows in turn.
-  __device__ __forceinline__ void Emit(int chunk, const float (&d)[16]) const {
+  __device__ __forceinline__ void Emit(int chunk, const float (&d)[16]) {
+    if (kShort && chunk * kChunk < kScatterShortColumns) {
+      EmitShort(chunk, d);
+      return;
+    }
     uint32_t ready[8];
 #pragma unroll
     for (int x = 0; x < 8; ++x) {
@@ -70,12 +84,45 @@ struct KeyRows {
     }
 #pragma unroll
     for (int x = 0; x < 8; ++x) asm volatile("" : "+r"(ready[x]));
+    const int at = chunk * kChunk * 2 - (kRowBytes - kBytes);  // the last columns are at the end
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (row[half] == nullptr) continue;
       const uint32_t* x = ready + 4 * half;
-      __stcs(reinterpret_cast<uint4*>(row[half] + chunk * kChunk * 2),
-             make_uint4(x[0], x[1], x[2], x[3]));
+      if (row[half] != nullptr) Store(half, at, x[0], x[1], x[2], x[3]);
+    }
+  }
+
+  // Four chunks, two pieces, leave as three stores a row (ScatterUnitPlace, ScatterUnitRest).
+  __device__ __forceinline__ void EmitShort(int chunk, const float (&d)[16]) {
+    uint32_t words[2][3];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float numbers[8];
+#pragma unroll
+      for (int x = 0; x < 8; ++x) numbers[x] = d[4 * (x / 2) + 2 * half + x % 2];
+      const ShortUnit unit(numbers);
+#pragma unroll
+      for (int x = 0; x < 3; ++x) {
+        words[half][x] = unit.words[x];
+        asm volatile("" : "+r"(words[half][x]));  // here, not behind the branches below
+      }
+    }
+    const int at = chunk / 4 * kScatterTwoPiecesBytes, step = chunk % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t(&h)[5] = held[half];
+      const uint32_t(&w)[3] = words[half];
+      if (step % 2 == 0) {
+#pragma unroll
+        for (int x = 0; x < 3; ++x) h[x] = w[x];
+        continue;
+      }
+      if (row[half] != nullptr) {
+        Store(half, at + step / 2 * 64, h[0], h[1], h[2], w[0]);
+        if (step == 3) Store(half, at + 128, h[3], h[4], w[1], w[2]);
+      }
+      h[3] = w[1];
+      h[4] = w[2];
     }
   }
 };
@@ -218,7 +265,7 @@ __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s,
                             ds[step][2], ds[step][3]);
     }
     BarrierWait(&s.row_full, parity);
-    const KeyRows rows(params, s.row[parity] + warp * 16, lane, rank);
+    KeyRows<!kPair> rows(params, s.row[parity] + warp * 16, lane, rank);
     multiply_chunk(sums[0], ChunkAt<kPair>(0));
     WgmmaWait<1>();
     if (lane == 0) {

@@ -19,6 +19,9 @@ struct SparseAttentionBackwardShape {
 // Chunks whose rows of dkv lie in memory at a time.
 inline constexpr int kSparseAttentionBackwardRing = 3;
 
+// A thread block adds up the rows of at least so many queries.
+inline constexpr int kFewestQueriesASum = 8;
+
 // How many queries' rows of dkv lie in one sorted buffer, and how many queries go in one launch.
 // The bits of dkv depend on it, and on nothing else that may change between runs.
 struct SparseAttentionBackwardPlan {
@@ -31,8 +34,8 @@ struct SparseAttentionBackwardPlan {
 struct SparseAttentionBackwardLayout {
   size_t masks_WS = 0, ranks_WS = 0;    // int32
   size_t starts_CS = 0, counts_CS = 0;  // int32
-  size_t counters_C = 0;                // three of int32
-  size_t rows = 0;                      // the ring: bf16 rows of C = 576
+  size_t counters_C = 0;                // three of int32, and one a block of a chunk's sums
+  size_t rows = 0;                      // the ring: rows of C = 576
   size_t mask_bytes = 0, counter_bytes = 0;
   size_t bytes = 0;  // of all
 };
@@ -40,9 +43,14 @@ struct SparseAttentionBackwardLayout {
 inline int SparseAttentionHeadTiles(const SparseAttentionBackwardShape& shape) {
   return (shape.num_heads + 63) / 64;
 }
+// A row of dkv in the ring: packed to less than bf16 where one tile of heads makes it and memory
+// limits (sparse_scatter_row_cuda.h).
+inline constexpr int kScatterRowBytesBf16 = 1152, kScatterRowBytesShort = 896;
 // Bytes of the rows that one query adds to the ring.
 inline size_t SparseAttentionBackwardQueryBytes(const SparseAttentionBackwardShape& shape) {
-  return size_t{kSparseAttentionBackwardRing} * shape.num_selected * 576 * 2;
+  const size_t row =
+      SparseAttentionHeadTiles(shape) == 1 ? kScatterRowBytesShort : kScatterRowBytesBf16;
+  return kSparseAttentionBackwardRing * row * shape.num_selected;
 }
 
 // Chunks as large as a workspace of about `budget_bytes` allows, up to the size from which on they
@@ -77,7 +85,7 @@ inline SparseAttentionBackwardLayout LayOutSparseAttentionBackward(
   };
   const size_t keys = shape.num_keys, chunks = plan.span / plan.chunk;
   layout.mask_bytes = size_t(plan.span / 32) * keys * 4;
-  layout.counter_bytes = 3 * chunks * 4;
+  layout.counter_bytes = (3 * chunks + plan.chunk / kFewestQueriesASum) * 4;
   layout.masks_WS = take(layout.mask_bytes);
   layout.ranks_WS = take(layout.mask_bytes);
   layout.starts_CS = take(chunks * keys * 4);

@@ -16,6 +16,7 @@
 
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/warp.cuh"
+#include "kernels/ops/attention/sparse_scatter_row_cuda.h"
 
 namespace baleen::cuda {
 
@@ -28,6 +29,7 @@ struct ScatterIndex {
   int32_t* cursor_C;   // rows handed out so far
   int32_t* written_C;  // thread blocks whose rows are all stored
   int32_t* summed_C;   // thread blocks whose keys are all added up
+  int32_t* turns_B;    // chunks that the b-th thread block of each chunk's sums has added up
   int num_keys;        // S
   int words_a_chunk;
 };
@@ -96,40 +98,96 @@ __device__ __forceinline__ void AwaitCount(const int32_t* counter, int count) {
 
 // --- The sum. ---
 
-// A warp's part of the sum's shared memory: two batches of sorted rows of kColumns bf16.
-template <int kColumns>
+// A warp's part of the sum's shared memory: two batches of sorted rows.
+template <bool kShort>
 struct __align__(128) SumStage {
   static constexpr int kBatch = 8;  // rows
-  uint8_t rows[2][kBatch * kColumns * 2];
+  uint8_t rows[2][kBatch * kScatterRowBytes<kShort>];
   uint64_t full[2];
 };
 
-// dkv[s] += the sorted rows of key s, for units of four keys: first_unit, first_unit + step, ... of
-// one chunk. A row is stored in 16-byte pieces: piece x holds columns 32 (x / 4) + 2 (x % 4) +
-// {0, 1} + 8 {0, 1, 2, 3}, the way the accumulators of the matrix unit lie. A lane adds pieces
-// lane, lane + 32 and one word of pieces 64-71. The runs of a unit are one run of bytes, which the
-// copy engine brings two batches ahead.
-template <int kColumns>
+// A lane's share of a row: the columns, as nine pairs, and their sums. Of a row as bf16 it takes
+// units lane and lane + 32, of a short row those of its quad's lane in piece lane / 4; of the last
+// 64 columns it takes one pair.
+template <bool kShort>
+struct LaneSums {
+  float2 pairs[9] = {};
+  const ShortUnitAdder short_units;
+  int from[3];  // bytes of the row
+
+  __device__ __forceinline__ explicit LaneSums(uint32_t lane) : short_units(gridDim.z - 1) {
+    from[0] = kShort ? ScatterUnitPlace(lane) : lane * 16;
+    from[1] = kShort ? ScatterUnitRest(lane) : 512 + lane * 16;
+    from[2] = kScatterRowBytes<kShort> - 128 + lane * 4;
+  }
+
+  static __device__ __forceinline__ int Column(int lane, int pair) {
+    if (pair == 8) return ScatterUnitColumn(64 + lane / 4) + 8 * (lane % 4);
+    const int second = pair / 4;
+    return ScatterUnitColumn(kShort ? lane / 4 * 8 + lane % 4 + second * 4 : lane + second * 32) +
+           8 * (pair % 4);
+  }
+
+  __device__ __forceinline__ void AddPairs(const uint4& words, float2* sums) {
+    const uint32_t four[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      sums[x].x += LowBf16(four[x]);
+      sums[x].y += HighBf16(four[x]);
+    }
+  }
+
+  __device__ __forceinline__ void Add(const uint8_t* row) {
+    const uint4 a = *reinterpret_cast<const uint4*>(row + from[0]);
+    const uint32_t last = *reinterpret_cast<const uint32_t*>(row + from[2]);
+    if constexpr (kShort) {
+      const uint2 b = *reinterpret_cast<const uint2*>(row + from[1]);
+      short_units.Add(a.x, a.y, a.z, pairs);
+      short_units.Add(a.w, b.x, b.y, pairs + 4);
+    } else {
+      AddPairs(a, pairs);
+      AddPairs(*reinterpret_cast<const uint4*>(row + from[1]), pairs + 4);
+    }
+    pairs[8].x += LowBf16(last);
+    pairs[8].y += HighBf16(last);
+  }
+};
+
+// Keys of a unit, whose runs must lie one behind the other: 1, 2 or 4, so that it is part of 32.
+// Few keys, small units, so that each warp has several and all end at about the same time.
+__device__ __forceinline__ int KeysAUnit(int num_keys, int num_warps) {
+  const int share = num_keys / (num_warps * 8);
+  return share >= 4 ? 4 : share >= 2 ? 2 : 1;
+}
+
+// dkv[s] += the sorted rows of key s, for units first_unit, first_unit + step, ... of one chunk.
+// The runs of a unit are one run of bytes, which the copy engine brings two batches ahead.
+template <bool kShort>
 __device__ __forceinline__ void SumSortedRows(const ScatterIndex& index, int chunk,
                                               const uint8_t* rows, int first_unit, int step,
-                                              float* dkv_SC, SumStage<kColumns>& stage) {
-  static_assert(kColumns == 576, "72 pieces a row");
-  constexpr int kKeys = 4, kRowBytes = kColumns * 2, kBatch = SumStage<kColumns>::kBatch;
+                                              float* dkv_SC, SumStage<kShort>& stage) {
+  constexpr int kRowBytes = kScatterRowBytes<kShort>, kBatch = SumStage<kShort>::kBatch;
   const int lane = threadIdx.x % 32;
   const uint64_t hint = PolicyEvictFirst();
-  auto column_of = [](int piece) { return 32 * (piece / 4) + 2 * (piece % 4); };
+  const int keys = KeysAUnit(index.num_keys, step);
   uint32_t parity = 0;  // of the two slots, a bit each
 
-  for (int unit = first_unit; unit * kKeys < index.num_keys; unit += step) {
-    const int s = unit * kKeys + lane;
-    int start = 0, count = 0;
-    if (lane < kKeys && s < index.num_keys) {
-      start = __ldg(&index.starts_CS[size_t(chunk) * index.num_keys + s]);
-      count = __ldg(&index.counts_CS[size_t(chunk) * index.num_keys + s]);
+  int next_start = 0, next_count = 0;  // of the unit that comes next, in the lanes of its keys
+  const auto find = [&](int unit) {
+    const int s = unit * keys + lane;
+    next_start = next_count = 0;
+    if (lane < keys && s < index.num_keys) {
+      next_start = __ldg(&index.starts_CS[size_t(chunk) * index.num_keys + s]);
+      next_count = __ldg(&index.counts_CS[size_t(chunk) * index.num_keys + s]);
     }
-    const uint8_t* run = rows + size_t(__shfl_sync(~0u, start, 0)) * kRowBytes;
+  };
+  find(first_unit);
+  for (int unit = first_unit; unit * keys < index.num_keys; unit += step) {
+    const int count = next_count;
+    const uint8_t* run = rows + size_t(__shfl_sync(~0u, next_start, 0)) * kRowBytes;
+    find(unit + step);
     int total = 0;
-    for (int key = 0; key < kKeys; ++key) total += __shfl_sync(~0u, count, key);
+    for (int key = 0; key < keys; ++key) total += __shfl_sync(~0u, count, key);
     auto load = [&](int first_row) {
       if (lane != 0 || first_row >= total) return;
       const int slot = first_row / kBatch & 1;
@@ -143,20 +201,16 @@ __device__ __forceinline__ void SumSortedRows(const ScatterIndex& index, int chu
     load(kBatch);
 
     int row = 0;
-    for (int key = 0; key < kKeys; ++key) {
+    for (int key = 0; key < keys; ++key) {
       const int end = row + __shfl_sync(~0u, count, key);
       if (end == row) continue;
-      float* out = dkv_SC + size_t(unit * kKeys + key) * kColumns;
-      // Nine pairs of columns a lane: four of each piece, one of the last word.
-      float2* pair[9];
-      float2 old[9], sum[9] = {};
+      float* out = dkv_SC + size_t(unit * keys + key) * kScatterColumns;
+      float2 old[9];
 #pragma unroll
       for (int x = 0; x < 9; ++x) {
-        const int column = x < 8 ? column_of(lane + x / 4 * 32) + 8 * (x % 4)
-                                 : column_of(64 + lane / 4) + 8 * (lane % 4);
-        pair[x] = reinterpret_cast<float2*>(out + column);
-        old[x] = __ldcg(pair[x]);
+        old[x] = __ldcg(reinterpret_cast<float2*>(out + LaneSums<kShort>::Column(lane, x)));
       }
+      LaneSums<kShort> sums(lane);
       while (row < end) {
         const int slot = row / kBatch & 1;
         if (row % kBatch == 0) {
@@ -164,26 +218,19 @@ __device__ __forceinline__ void SumSortedRows(const ScatterIndex& index, int chu
           parity ^= 1 << slot;
         }
         const int stop = min(end, (row / kBatch + 1) * kBatch);
+        const uint8_t* at = stage.rows[slot] + row % kBatch * kRowBytes;
 #pragma unroll 4
-        for (; row < stop; ++row) {
-          const uint8_t* at = stage.rows[slot] + row % kBatch * kRowBytes;
-          const uint4 a = *reinterpret_cast<const uint4*>(at + lane * 16);
-          const uint4 b = *reinterpret_cast<const uint4*>(at + 512 + lane * 16);
-          const uint32_t c = *reinterpret_cast<const uint32_t*>(at + 1024 + lane * 4);
-          const uint32_t words[9] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c};
-#pragma unroll
-          for (int x = 0; x < 9; ++x) {
-            sum[x].x += LowBf16(words[x]);
-            sum[x].y += HighBf16(words[x]);
-          }
-        }
+        for (; row < stop; ++row, at += kRowBytes) sums.Add(at);
         if (row % kBatch == 0) {
           __syncwarp();
           load(row + kBatch);
         }
       }
 #pragma unroll
-      for (int x = 0; x < 9; ++x) *pair[x] = make_float2(old[x].x + sum[x].x, old[x].y + sum[x].y);
+      for (int x = 0; x < 9; ++x) {
+        *reinterpret_cast<float2*>(out + LaneSums<kShort>::Column(lane, x)) =
+            make_float2(old[x].x + sums.pairs[x].x, old[x].y + sums.pairs[x].y);
+      }
     }
   }
 }

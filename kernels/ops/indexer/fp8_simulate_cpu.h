@@ -1,4 +1,4 @@
-// The CPU definition behind fp8_simulate.h, for float and double. fp8_simulate.cc has checked the
+// The CPU definitions behind fp8_simulate.h, for float and double. fp8_simulate.cc has checked the
 // arguments.
 #pragma once
 
@@ -8,5 +8,8 @@ namespace baleen {
 
 template <typename T>
 Tensor SimulateFp8Cpu(const Context& context, const Tensor& x, int64_t group);
+
+template <typename T>
+void QuantiseFp8Cpu(const Tensor& x, int64_t group, const Fp8Codes& result);
 
 }  // namespace baleen

@@ -28,10 +28,11 @@
 // and of all four rows half of the columns of
 //   dK    = sum over rows of marks q   [64 keys, 64]
 // times 2^exponent, rounded to integers, staged in shared memory, added by a bulk reduction of 256
-// B a key. Weights and dw need no more products: marks hold delta w, so dq_j = dQ_j and dw_j is
-// q_j . dQ_j over w_j; a weight of 0 counts as a tiny one. One copy of q serves as K-major B (A)
-// and N-major B (dK), K as K-major A (A) and N-major B (dQ), marks as K-major A (dK) and M-major A
-// (dQ).
+// B a key. Rows that have none of a tile's slots are left out: the slots are sorted by set, so most
+// tiles of lists that share little are of one row. Weights and dw need no more products: marks hold
+// delta w, so dq_j = dQ_j and dw_j is q_j . dQ_j over w_j; a weight of 0 counts as a tiny one. One
+// copy of q serves as K-major B (A) and N-major B (dK), K as K-major A (A) and N-major B (dQ),
+// marks as K-major A (dK) and M-major A (dQ).
 #include <algorithm>
 
 #include "kernels/ops/indexer/indexer_backward_cuda.h"

@@ -24,6 +24,7 @@ constexpr int kConsumerRows = kGroupRows / 2;
 struct TileSlots {
   int ids[kTileKeys];                      // -1: none
   uint32_t deltas[kGroupRows][kTileKeys];  // bf16, twice
+  int sets[2];                             // rows that the first and the other 32 slots have
   float scales[kTileKeys];                 // 2^exponent
 };
 
@@ -139,6 +140,8 @@ __device__ void Produce(GradientShared& sh, const Params& params) {
     }
     const int exponent = set != 0 ? __ldg(params.exponent_S + id) : 0;
 
+    const int sets = __reduce_or_sync(kAllLanes, set);
+
     const int stage = produced % kKeyStages;
     Cursor next = cursor;
     next.Advance(params);
@@ -166,6 +169,7 @@ __device__ void Produce(GradientShared& sh, const Params& params) {
     if (thread < kTileKeys) {
       out.ids[own] = set != 0 ? id : -1;
       out.scales[own] = PowerOfTwo(exponent);
+      if (own % 32 == 0) out.sets[own / 32] = sets;
     }
     cuda::BarrierArrive(&sh.key_full[stage]);
 
@@ -326,6 +330,8 @@ __device__ void Consume(GradientShared& sh, const Params& params, int consumer) 
     cuda::BarrierWait(&sh.q_full, groups & 1);
     cuda::FenceProxyAsync();
     open_tile();
+#pragma unroll
+    for (int i = 0; i < 64; ++i) dq[0][i] = dq[1][i] = 0;
     for (int tile = 0;;) {
       const int stage = consumed % kKeyStages;
       const TileSlots& slots = sh.slots[stage];
@@ -337,8 +343,9 @@ __device__ void Consume(GradientShared& sh, const Params& params, int consumer) 
       if (tile > 0 && lane == 0)
         cuda::BarrierArrive(&sh.key_empty[(consumed + kKeyStages - 1) % kKeyStages]);
       if (consumed > 0) cuda::NamedSync(kMarksRead + consumer, 256);
-      WriteMarks(sh, slots, first_own, a, line);
-      WriteMarks(sh, slots, first_own + 1, a + 32, line);
+      const int set = __reduce_or_sync(kAllLanes, slots.sets[0] | slots.sets[1]);
+      if (set >> first_own & 1) WriteMarks(sh, slots, first_own, a, line);
+      if (set >> first_own & 2) WriteMarks(sh, slots, first_own + 1, a + 32, line);
       const float scale_low = slots.scales[line], scale_high = slots.scales[line + 8];
       const int id = slots.ids[thread / 32 * kStagedWarpRows + lane % kStagedWarpRows];
       cuda::FenceProxyAsync();
@@ -347,28 +354,32 @@ __device__ void Consume(GradientShared& sh, const Params& params, int consumer) 
       const uint32_t keys = Opaque(cuda::SharedAddress(sh.keys[stage]));
       const uint32_t q = Opaque(all_q), marks = Opaque(all_marks);
       float dk[32];
-      cuda::WgmmaFence();
 #pragma unroll
-      for (int r = 0; r < kGroupRows; ++r) {
+      for (int i = 0; i < 32; ++i) dk[i] = 0;
+      cuda::WgmmaFence();
+      // Of the rows that have slots in the tile.
+      for (int rest = set; rest != 0; rest &= rest - 1) {
+        const int r = __ffs(rest) - 1;
+        const uint32_t row_marks = marks + r * kRunBytes;
+        const uint32_t row_q = q + (r / 2 * 2 + consumer) * kTileBytes + r % 2 * kRunBytes;
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
           cuda::WgmmaBf16<kConsumerColumns, false, true>::Shared(
-              dk, cuda::DescriptorKMajor(marks + r * kRunBytes + step * 32),
-              cuda::DescriptorMnMajor(
-                  q + (r / 2 * 2 + consumer) * kTileBytes + r % 2 * kRunBytes + step * 2048,
-                  kTileBytes),
-              r > 0 || step > 0);
+              dk, cuda::DescriptorKMajor(row_marks + step * 32),
+              cuda::DescriptorMnMajor(row_q + step * 2048, kTileBytes), true);
         }
       }
       cuda::WgmmaCommit();
 #pragma unroll
       for (int i = 0; i < kConsumerRows; ++i) {
+        if (!(set >> (first_own + i) & 1)) continue;
+        cuda::WgmmaFence();
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
           cuda::WgmmaBf16<kDim, true, true>::Shared(
               dq[i],
               cuda::DescriptorMnMajor(marks + (first_own + i) * kRunBytes + step * 2048, kRunBytes),
-              cuda::DescriptorMnMajor(keys + step * 2048, kRunBytes), tile > 0 || step > 0);
+              cuda::DescriptorMnMajor(keys + step * 2048, kRunBytes), true);
         }
       }
       cuda::WgmmaCommit();

@@ -10,16 +10,17 @@ constexpr int kGroupThreads = 512;
 constexpr int kRowThreads = kGroupThreads / kGroupRows;
 constexpr int kMaxK = kIndexerBackwardMaxK;
 constexpr int kPerThread = kMaxK / kRowThreads;  // entries n * kRowThreads + thread of its row
-constexpr int kPieces = kMaxK / 32;              // of 32 entries of a row: n * 4 + warp of the row
+constexpr int kPieces = kMaxK / 32;              // of 32 entries of a row
+constexpr int kOwned = kMaxK / kGroupThreads;    // entries n * kGroupThreads + thread of each row
 constexpr int kSets = 15;
 constexpr int kRowPairs = 6;
 constexpr int kElsewhere = 0xffff;  // in `places`: an earlier row of the group has the key too
 
 // A block has one group; 111 KB, so that two share a multiprocessor.
 struct GroupShared {
-  int ids[kGroupRows][kMaxK];        // padded with INT_MAX; at the end the slots
-  float values[kGroupRows][kMaxK];   // p, then delta, at the end in the order of the slots
-  uint16_t found[kRowPairs][kMaxK];  // where the later row of a pair has this key; else kElsewhere
+  int ids[kGroupRows][kMaxK];          // padded with INT_MAX; at the end the slots
+  float values[kGroupRows][kMaxK];     // p, then delta, at the end in the order of the slots
+  uint16_t found[kRowPairs][kMaxK];    // where the later row of a pair has this key, if it has
   uint16_t places[kGroupRows][kMaxK];  // of an entry's delta in the group's
   int before[kSets * kPieces + 1];     // entries of a set in a piece, then slots before them
   int first_delta[16];
@@ -72,7 +73,7 @@ __device__ void Softmax(GroupShared& sh, const Params& params, int64_t row, int 
     sh.values[r][i] = p;
     highest = fmaxf(highest, score[n]);
     p_sum += p;
-    if (p > 0) loss += p * (logf(p) - score[n]);
+    if (p > 0) loss += p * (__logf(p) - score[n]);
   }
   highest = RowReduce(sh, 0, highest, [](float a, float b) { return fmaxf(a, b); });
   float sum = 0;
@@ -94,33 +95,40 @@ __device__ void Softmax(GroupShared& sh, const Params& params, int64_t row, int 
   }
 }
 
-// For each entry where the later rows have its key. Lists that are not ascending are left as they
-// are: right, but every row's keys are added by themselves.
-__device__ void FindMatches(GroupShared& sh) {
+// For each entry of this thread's the rows from its own on that have its key (0: no key), and where
+// they have it. Lists that are not ascending are left as they are: right, but every row's keys are
+// added by themselves.
+__device__ __forceinline__ void FindMatches(GroupShared& sh, int (&sets)[kGroupRows][kOwned]) {
   bool ascending = true;
+#pragma unroll
   for (int r = 0; r < kGroupRows; ++r) {
 #pragma unroll
-    for (int i = threadIdx.x; i < kMaxK; i += kGroupThreads) {
+    for (int n = 0; n < kOwned; ++n) {
+      const int i = n * kGroupThreads + threadIdx.x, id = sh.ids[r][i];
       sh.places[r][i] = 0;
-      if (i + 1 < kMaxK)
-        ascending &= sh.ids[r][i] < sh.ids[r][i + 1] || sh.ids[r][i + 1] == INT_MAX;
+      sets[r][n] = id != INT_MAX ? 1 << r : 0;
+      if (i + 1 < kMaxK) ascending &= id < sh.ids[r][i + 1] || sh.ids[r][i + 1] == INT_MAX;
     }
   }
-  ascending = __syncthreads_and(ascending);
+  if (!__syncthreads_and(ascending)) return;
+#pragma unroll
   for (int early = 0; early < kGroupRows; ++early) {
+#pragma unroll
     for (int late = early + 1; late < kGroupRows; ++late) {
       const int* list = sh.ids[late];
 #pragma unroll
-      for (int n = 0; n < kMaxK / kGroupThreads; ++n) {
+      for (int n = 0; n < kOwned; ++n) {
         const int i = n * kGroupThreads + threadIdx.x, id = sh.ids[early][i];
         int low = 0;
 #pragma unroll
         for (int step = kMaxK / 2; step > 0; step /= 2) {
           if (list[low + step - 1] < id) low += step;
         }
-        const bool match = ascending && id != INT_MAX && list[low] == id;
-        sh.found[RowPair(early, late)][i] = match ? low : kElsewhere;
-        if (match) sh.places[late][low] = kElsewhere;
+        if (id != INT_MAX && list[low] == id) {
+          sh.found[RowPair(early, late)][i] = low;
+          sh.places[late][low] = kElsewhere;
+          sets[early][n] |= 1 << late;
+        }
       }
     }
   }
@@ -165,41 +173,36 @@ __device__ __forceinline__ void FindFirstDeltas(GroupShared& sh) {
   if (set == kSets + 1) sh.first_delta[0] = 0;
 }
 
-__device__ __forceinline__ unsigned long long MassOf(float delta, float bound, float unit) {
-  return delta != 0 ? __float2ull_ru(__fmul_ru(fabsf(delta), bound) * unit) + 1 : 0;
-}
-
 __global__ void __launch_bounds__(kGroupThreads, 2) GroupKernel(const Params params) {
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   GroupShared& sh = *reinterpret_cast<GroupShared*>(raw_shared);
   const IndexerBackwardArgs& args = params.args;
   const int thread = threadIdx.x % kRowThreads, r = threadIdx.x / kRowThreads;
-  const int lane = threadIdx.x % 32, row_warp = thread / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t group = blockIdx.x, first_row = group * kGroupRows;
   for (int i = threadIdx.x; i < kSets * kPieces; i += kGroupThreads) sh.before[i] = 0;
   Softmax(sh, params, first_row + r, r, thread);
   __syncthreads();
-  FindMatches(sh);
+  int sets[kGroupRows][kOwned];
+  FindMatches(sh, sets);
   __syncthreads();
 
-  // An entry that no earlier row has is a slot: its set of rows, and its rank among those of its
-  // piece and set.
-  int slots[kPerThread];  // set | rank << 4, then the slot's number; -1: none
+  // An entry that no earlier row has is a slot. Its rank among those of its piece and set.
+  const auto count_at = [&](int set, int n) -> int& {
+    return sh.before[SetOrder(set) * kPieces + n * (kGroupThreads / 32) + warp];
+  };
+  int slots[kGroupRows][kOwned];  // rank, then the slot's number; -1: none
 #pragma unroll
-  for (int n = 0; n < kPerThread; ++n) {
-    const int i = n * kRowThreads + thread;
-    int set = 0;
-    if (sh.ids[r][i] != INT_MAX && sh.places[r][i] != kElsewhere) {
-      set = 1 << r;
-      for (int late = r + 1; late < kGroupRows; ++late) {
-        if (sh.found[RowPair(r, late)][i] != kElsewhere) set |= 1 << late;
-      }
+  for (int row = 0; row < kGroupRows; ++row) {
+#pragma unroll
+    for (int n = 0; n < kOwned; ++n) {
+      int& set = sets[row][n];
+      if (sh.places[row][n * kGroupThreads + threadIdx.x] == kElsewhere) set = 0;
+      const unsigned same = __match_any_sync(kAllLanes, set);
+      const int rank = __popc(same & ((1u << lane) - 1));
+      if (rank == 0 && set != 0) count_at(set, n) = __popc(same);
+      slots[row][n] = rank;
     }
-    const unsigned same = __match_any_sync(kAllLanes, set);
-    const int rank = __popc(same & ((1u << lane) - 1));
-    if (rank == 0 && set != 0)
-      sh.before[SetOrder(set) * kPieces + n * (kRowThreads / 32) + row_warp] = __popc(same);
-    slots[n] = set != 0 ? set | rank << 4 : -1;
   }
   __syncthreads();
   ScanPieces(sh);
@@ -213,26 +216,26 @@ __global__ void __launch_bounds__(kGroupThreads, 2) GroupKernel(const Params par
   for (int row = 0; row < kGroupRows; ++row)
     bounds[row] = first_row + row < args.num_rows ? params.bound_T[first_row + row] : 0.0f;
   const float unit = PowerOfTwo(32 - BoundExponent(params));
-  int words[kPerThread];
 #pragma unroll
-  for (int n = 0; n < kPerThread; ++n) {
-    if (slots[n] < 0) continue;
-    const int i = n * kRowThreads + thread, set = slots[n] & 15;
-    const int slot =
-        sh.before[SetOrder(set) * kPieces + n * (kRowThreads / 32) + row_warp] + (slots[n] >> 4);
-    int place = sh.first_delta[set] + slot * __popc(set);
-    const int id = sh.ids[r][i];
-    unsigned long long mass = 0;
+  for (int row = 0; row < kGroupRows; ++row) {
 #pragma unroll
-    for (int row = 0; row < kGroupRows; ++row) {
-      if (!(set >> row & 1)) continue;
-      const int at = row == r ? i : sh.found[RowPair(r, row)][i];
-      sh.places[row][at] = place++;
-      mass += MassOf(sh.values[row][at], bounds[row], unit);
+    for (int n = 0; n < kOwned; ++n) {
+      const int i = n * kGroupThreads + threadIdx.x, set = sets[row][n];
+      slots[row][n] = set != 0 ? count_at(set, n) + slots[row][n] : -1;
+      if (set == 0) continue;
+      int place = sh.first_delta[set] + slots[row][n] * __popc(set);
+      float mass = 0;  // rounded up at every step
+#pragma unroll
+      for (int late = row; late < kGroupRows; ++late) {
+        if (late > row && !(set >> late & 1)) continue;
+        const int at = late == row ? i : sh.found[RowPair(row, late)][i];
+        sh.places[late][at] = place++;
+        mass = __fmaf_ru(fabsf(sh.values[late][at]), bounds[late], mass);
+      }
+      const int id = sh.ids[row][i];
+      if (mass != 0) atomicAdd(&params.mass_S[id], __float2ull_ru(mass * unit) + 1);
+      sets[row][n] = id | static_cast<int>(static_cast<unsigned>(set) << kSetShift);
     }
-    if (mass != 0) atomicAdd(&params.mass_S[id], mass);
-    words[n] = id | static_cast<int>(static_cast<unsigned>(set) << kSetShift);
-    slots[n] = slot;
   }
   __syncthreads();
 
@@ -241,20 +244,25 @@ __global__ void __launch_bounds__(kGroupThreads, 2) GroupKernel(const Params par
   float* staged_deltas = &sh.values[0][0];
   const int num_slots = sh.before[kSets * kPieces];
   const int num_tiles = max(1, (num_slots + kTileKeys - 1) / kTileKeys);
-  float delta[kPerThread];
-  int place[kPerThread];
+  float delta[kGroupRows][kOwned];
+  int place[kGroupRows][kOwned];
 #pragma unroll
-  for (int n = 0; n < kPerThread; ++n) {
-    const int i = n * kRowThreads + thread;
-    const bool valid = sh.ids[r][i] != INT_MAX;
-    delta[n] = sh.values[r][i];
-    place[n] = valid ? sh.places[r][i] : -1;
+  for (int row = 0; row < kGroupRows; ++row) {
+#pragma unroll
+    for (int n = 0; n < kOwned; ++n) {
+      const int i = n * kGroupThreads + threadIdx.x;
+      delta[row][n] = sh.values[row][i];
+      place[row][n] = sh.ids[row][i] != INT_MAX ? sh.places[row][i] : -1;
+    }
   }
   __syncthreads();
 #pragma unroll
-  for (int n = 0; n < kPerThread; ++n) {
-    if (slots[n] >= 0) staged_slots[slots[n]] = words[n];
-    if (place[n] >= 0) staged_deltas[place[n]] = delta[n];
+  for (int row = 0; row < kGroupRows; ++row) {
+#pragma unroll
+    for (int n = 0; n < kOwned; ++n) {
+      if (slots[row][n] >= 0) staged_slots[slots[row][n]] = sets[row][n];
+      if (place[row][n] >= 0) staged_deltas[place[row][n]] = delta[row][n];
+    }
   }
   __syncthreads();
   int* out_slots = params.slots + group * params.num_slots;

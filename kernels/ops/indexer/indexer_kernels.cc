@@ -70,7 +70,11 @@ std::string NameOf(IndexerKernel kernel) {
 }
 
 IndexerKernel ChooseIndexerScores(DType dtype, int64_t I, int64_t J) {
-  const bool tuned = dtype == DType::kBF16 && (I == 64 || I == 32) && J == kTunedWidth;
+  return dtype == DType::kBF16 ? ChooseIndexerScoresFp8(I, J) : IndexerKernel::kGeneral;
+}
+
+IndexerKernel ChooseIndexerScoresFp8(int64_t I, int64_t J) {
+  const bool tuned = (I == 64 || I == 32) && J == kTunedWidth;
   return tuned ? IndexerKernel::kTuned : IndexerKernel::kGeneral;
 }
 

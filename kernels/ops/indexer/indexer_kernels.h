@@ -22,6 +22,8 @@ enum class IndexerKernel : uint8_t { kTuned, kGeneral };
 std::string NameOf(IndexerKernel kernel);
 
 IndexerKernel ChooseIndexerScores(DType dtype, int64_t I, int64_t J);
+// From E4M3 codes; kGeneral: no CUDA kernel.
+IndexerKernel ChooseIndexerScoresFp8(int64_t I, int64_t J);
 IndexerKernel ChooseSparseIndexerLoss(DType dtype, int64_t I, int64_t J, int64_t K);
 IndexerKernel ChooseDenseIndexerLoss(DType dtype, int64_t I, int64_t J, int64_t Q);
 // The heads that the tuned dense kernels work on; fewer come with heads of zeros behind them.

@@ -26,6 +26,20 @@ struct IndexerScoresCudaArgs {
 void IndexerScoresCuda(const IndexerScoresCudaArgs& args, void* stream);
 void IndexerScoresTunedCuda(const IndexerScoresCudaArgs& args, void* stream);
 
+// Width 128; one scale a query and head, one a key.
+struct IndexerScoresFp8CudaArgs {
+  int64_t T = 0, S = 0, I = 0;
+  const void* q_TIJ = nullptr;  // e4m3
+  const float* q_scale_TI = nullptr;
+  const void* k_SJ = nullptr;  // e4m3
+  const float* k_scale_S = nullptr;
+  const float* w_TI = nullptr;
+  const int32_t* begin_T = nullptr;
+  const int32_t* end_T = nullptr;
+  float* scores_TS = nullptr;
+};
+void IndexerScoresFp8Cuda(const IndexerScoresFp8CudaArgs& args, void* stream);
+
 inline constexpr int64_t kTopkSelectCudaMostChosen = 2048;
 inline constexpr int64_t kTopkSelectCudaMostKeys = int64_t{1} << 18;
 struct TopkSelectCudaArgs {

@@ -10,6 +10,7 @@
 #include "kernels/core/context.h"
 #include "kernels/core/tensor.h"
 #include "kernels/ops/attention/attention.h"
+#include "kernels/ops/indexer/fp8_simulate.h"
 
 namespace baleen {
 
@@ -20,7 +21,23 @@ namespace baleen {
 Tensor IndexerScores(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
                      const Tensor& w_TI, const KeyWindows& windows);
 
+// From E4M3 codes, with one scale s a query and head (q's scales [T, I, 1]) and one a key ([S, 1]):
+//
+//   I[t, s] = s^k[s] sum_j w[t, j] s^q[t, j] relu(q[t, j] . k[s])
+//
+// All scales are positive, so this is IndexerScores of the values; on the CPU it has its bits. On
+// CUDA (64 or 32 heads of width 128) the products run on the FP8 tensor cores, which are exact in
+// each product and keep 13 bits below the largest of those that they add at once. w and scales are
+// kF32, on the CPU kF64 too.
+Tensor IndexerScoresFp8(const Context& context, const Fp8Codes& q_TIJ, const Fp8Codes& k_SJ,
+                        const Tensor& w_TI, const KeyWindows& windows);
+
+// Whether IndexerScoresFp8 has a kernel for these heads where activations are of this dtype, which
+// is a GPU's bf16: elsewhere the values themselves are multiplied.
+bool HasFp8IndexerScores(DType dtype, int64_t num_heads, int64_t width);
+
 // The CUDA kernel that runs, in words, for operands of this dtype and these heads (of width J).
 std::string IndexerScoresKernelName(DType dtype, int64_t num_heads, int64_t width);
+std::string IndexerScoresFp8KernelName();
 
 }  // namespace baleen

@@ -14,6 +14,16 @@ namespace {
 
 constexpr int64_t kRowsPerBlock = 32;
 
+// The codes as numbers, without their scales.
+template <typename T>
+Tensor NumbersOf(const Context& context, const Tensor& codes) {
+  const Tensor numbers = context.Empty(DTypeOf<T>::value, codes.shape());
+  if (context.dry()) return numbers;
+  for (int64_t i = 0; i < codes.num_elements(); ++i)
+    numbers.data<T>()[i] = static_cast<T>(codes.data<Float8E4M3>()[i].ToFloat());
+  return numbers;
+}
+
 }  // namespace
 
 template <typename T>
@@ -51,9 +61,31 @@ Tensor IndexerScoresCpu(const Context& context, const Tensor& q_TIJ, const Tenso
   return scores_TS;
 }
 
+// Scales are powers of two, so nothing is rounded differently for their standing outside.
+template <typename T>
+Tensor IndexerScoresFp8Cpu(const Context& context, const Fp8Codes& q_TIJ, const Fp8Codes& k_SJ,
+                           const Tensor& w_TI, const KeyWindows& windows) {
+  const Tensor q = NumbersOf<T>(context, q_TIJ.codes), k = NumbersOf<T>(context, k_SJ.codes);
+  const Tensor scaled_w = context.Empty(w_TI.dtype(), w_TI.shape());
+  if (!context.dry()) {
+    for (int64_t i = 0; i < w_TI.num_elements(); ++i)
+      scaled_w.data<T>()[i] = w_TI.data<T>()[i] * q_TIJ.scales.data<T>()[i];
+  }
+  const Tensor scores_TS = IndexerScoresCpu<T>(context, q, k, scaled_w, windows);
+  if (context.dry()) return scores_TS;
+  const int64_t num_keys = scores_TS.dim(1);
+  for (int64_t i = 0; i < scores_TS.num_elements(); ++i)
+    scores_TS.data<T>()[i] *= k_SJ.scales.data<T>()[i % num_keys];
+  return scores_TS;
+}
+
 template Tensor IndexerScoresCpu<float>(const Context&, const Tensor&, const Tensor&, const Tensor&,
                                         const KeyWindows&);
 template Tensor IndexerScoresCpu<double>(const Context&, const Tensor&, const Tensor&,
                                          const Tensor&, const KeyWindows&);
+template Tensor IndexerScoresFp8Cpu<float>(const Context&, const Fp8Codes&, const Fp8Codes&,
+                                           const Tensor&, const KeyWindows&);
+template Tensor IndexerScoresFp8Cpu<double>(const Context&, const Fp8Codes&, const Fp8Codes&,
+                                            const Tensor&, const KeyWindows&);
 
 }  // namespace baleen

@@ -29,4 +29,8 @@ template <typename T>
 Tensor IndexerScoresCpu(const Context& context, const Tensor& q_TIJ, const Tensor& k_SJ,
                         const Tensor& w_TI, const KeyWindows& windows);
 
+template <typename T>
+Tensor IndexerScoresFp8Cpu(const Context& context, const Fp8Codes& q_TIJ, const Fp8Codes& k_SJ,
+                           const Tensor& w_TI, const KeyWindows& windows);
+
 }  // namespace baleen

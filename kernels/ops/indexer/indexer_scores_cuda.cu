@@ -12,13 +12,15 @@
 // queries stay, sums its columns privately and shares with 3 lanes only at the end: 3 shuffles
 // for 4 sums.
 //
-// A block has 3 warpgroups and stays on its SM:
-//   producer    one thread: queries (2 stages of 256 rows, with their weights), then tile after
-//               tile of keys (6 or 12 stages of 64 rows), by tensor copies with 128 B swizzle.
-//   2 consumers take alternate tiles. While the products of one half run, the epilogue of the
-//               other half is computed; then its accumulator is free for the next tile. So each
-//               consumer always has products in flight. In fp8 the epilogue still sets the pace:
-//               it shares the register file's ports with the running products.
+// A block stays on its SM. Its warpgroups:
+//   producer    one thread: queries (2 stages of 256 rows, with weights, scales and windows), then
+//               tile after tile of keys (6 or 12 stages of 64 rows), by tensor copies with 128 B
+//               swizzle. It finds the work, and tells the others.
+//   consumers   take tiles in turn.
+//     bf16: 2. While the products of one half run, the epilogue of the other half is computed; then
+//           its accumulator is free for the next tile. So each always has products in flight.
+//     e4m3: 3, with one accumulator: products, then their epilogue (ConsumeInTurn). The epilogues
+//           set the pace: the tensor cores are busy 5 clocks of 8.
 //
 // Work: the list of all (query block, key tile) pairs inside the windows, query blocks outermost,
 // is cut into runs of equal cost, one for each block of the grid (cost: tiles, and a few tiles for
@@ -29,7 +31,6 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
-#include <climits>
 
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/barrier.cuh"
@@ -41,24 +42,31 @@
 #include "kernels/cuda/wgmma_fp8.cuh"
 #include "kernels/ops/indexer/indexer_scores_cuda.h"
 #include "kernels/ops/indexer/indexer_scores_epilogue.cuh"
+#include "kernels/ops/indexer/indexer_scores_work.cuh"
 
 namespace baleen {
 namespace {
 
-using namespace indexer_scores;  // NOLINT: the epilogue, in a file of its own
+using namespace indexer_scores;  // NOLINT: the parts in files of their own
 
 constexpr int kHeadDim = 128;
 constexpr int kColumns = 256;  // queries of a block x heads
-constexpr int kTileKeys = 64;
 constexpr int kQueryStages = 2;
-constexpr int kThreads = 384;
 constexpr int kHalf = kColumns / 2;
-constexpr int kChunkTiles = 256;  // keys that stay in L2 while all queries of a run pass over them
-constexpr int kVisitCost = 4;     // a change of queries, in tiles: drain, weights, first products
 
-template <IndexerDtype kDtype>
+// What the producer tells the consumers of a visit; count 0: there are no more.
+struct Visit {
+  int block, first_tile, count;
+  KeyRange windows[8];  // of the block's rows
+};
+
+template <IndexerDtype kDtype, int kQueries>
 struct Layout {
   static constexpr bool kFp8 = kDtype == IndexerDtype::kE4m3;
+  static constexpr bool kInTurn = kFp8;  // see ConsumeInTurn
+  static constexpr int kConsumers = kInTurn ? 3 : 2;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kConsumerRegisters = kInTurn ? 160 : 240;
   static constexpr int kRowBytes = kFp8 ? kHeadDim : 2 * kHeadDim;
   static constexpr int kRuns = kRowBytes / 128;  // 128-byte columns of swizzled atoms
   static constexpr int kKeyStages = kFp8 ? 12 : 6;
@@ -71,9 +79,11 @@ struct Layout {
     uint8_t queries[kQueryStages][kQueryBytes];
     uint8_t keys[kKeyStages][kKeyBytes];
     float weights[kQueryStages][kColumns];
+    float scales[kQueryStages][kFp8 ? kColumns : 4];  // of the queries' heads, e4m3 only
     uint64_t query_full[kQueryStages], query_empty[kQueryStages];
     uint64_t key_full[kKeyStages], key_empty[kKeyStages];
     int warp_sums[kThreads / 32];
+    Visit visits[kQueryStages];
     int first_block, cost_before_first;  // where the run starts
     int first_chunk, last_chunk;         // of its keys
   };
@@ -81,144 +91,28 @@ struct Layout {
   static_assert(kSharedBytes <= 232448, "sm_90 gives a block 227 KiB");
 };
 
-struct Params {
-  IndexerScoresArgs args;
-  int num_query_blocks;
-};
-
-// Key tiles [begin, end) that the windows of one block of queries touch.
-struct TileRange {
-  int begin, end;
-};
-
-struct KeyRange {
-  int begin, end;
-};
-
-__device__ __forceinline__ KeyRange RowWindow(const IndexerScoresArgs& args, int row) {
-  if (row >= args.num_rows) return {0, 0};
-  const int begin = args.key_begin_T != nullptr ? max(0, __ldg(args.key_begin_T + row)) : 0;
-  const int end =
-      args.key_end_T != nullptr ? min(args.num_keys, __ldg(args.key_end_T + row)) : args.num_keys;
-  return {begin, end};
-}
-
-template <int kQueries>
-__device__ __forceinline__ TileRange TilesOf(const IndexerScoresArgs& args, int block) {
-  int begin = args.num_keys, end = 0;
-#pragma unroll
-  for (int u = 0; u < kQueries; ++u) {
-    const KeyRange window = RowWindow(args, block * kQueries + u);
-    if (window.begin < window.end) {
-      begin = min(begin, window.begin);
-      end = max(end, window.end);
-    }
-  }
-  if (begin >= end) return {0, 0};
-  return {begin / kTileKeys, (end + kTileKeys - 1) / kTileKeys};
-}
-
-// A run of work: costs [begin, end) of all blocks' costs in a row. In a query block's cost its
-// changes of queries come first, then its tiles.
-struct Run {
-  int begin, end;
-};
-
-__device__ __forceinline__ int VisitCosts(int tiles) {
-  return kVisitCost * ((tiles + kChunkTiles - 1) / kChunkTiles);
-}
-
-// The part of a query block's tiles that lies in the run; `before` is the cost of all query blocks
-// before it.
-__device__ __forceinline__ TileRange TilesInRun(TileRange tiles, Run run, int before) {
-  const int count = tiles.end - tiles.begin, first = before + VisitCosts(count);
-  return {tiles.begin + min(count, max(0, run.begin - first)),
-          tiles.begin + min(count, max(0, run.end - first))};
-}
-
-// Finds this block's run, where it starts and which chunks of keys it touches.
-template <int kQueries, class Shared>
-__device__ Run FindRun(const Params& params, Shared& sh) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int per_thread = (params.num_query_blocks + kThreads - 1) / kThreads;
-  const int from = min(params.num_query_blocks, static_cast<int>(threadIdx.x) * per_thread);
-  const int to = min(params.num_query_blocks, from + per_thread);
-  int sum = 0;
-  for (int b = from; b < to; ++b) {
-    const TileRange tiles = TilesOf<kQueries>(params.args, b);
-    sum += tiles.end - tiles.begin + VisitCosts(tiles.end - tiles.begin);
-  }
-  int inclusive = sum;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(0xffffffffu, inclusive, step);
-    if (lane >= step) inclusive += other;
-  }
-  if (lane == 31) sh.warp_sums[warp] = inclusive;
-  if (threadIdx.x == 0) {
-    sh.first_chunk = INT_MAX;
-    sh.last_chunk = -1;
-  }
-  __syncthreads();
-  int before = inclusive - sum, total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) {
-    if (w < warp) before += sh.warp_sums[w];
-    total += sh.warp_sums[w];
-  }
-  const Run run = {static_cast<int>(static_cast<int64_t>(total) * blockIdx.x / gridDim.x),
-                   static_cast<int>(static_cast<int64_t>(total) * (blockIdx.x + 1) / gridDim.x)};
-  if (before < run.end && run.begin < before + sum) {
-    for (int b = from; b < to; ++b) {
-      const TileRange tiles = TilesOf<kQueries>(params.args, b),
-                      own = TilesInRun(tiles, run, before);
-      if (own.begin < own.end) {
-        atomicMin(&sh.first_chunk, own.begin / kChunkTiles);
-        atomicMax(&sh.last_chunk, (own.end - 1) / kChunkTiles);
-      }
-      const int cost = tiles.end - tiles.begin + VisitCosts(tiles.end - tiles.begin);
-      if (before <= run.begin && run.begin < before + cost) {
-        sh.first_block = b;
-        sh.cost_before_first = before;
-      }
-      before += cost;
-    }
-  }
-  __syncthreads();
-  return run;
-}
-
-// Walks a run: for each chunk of keys and each query block calls visit(block, first tile, number of
-// tiles > 0).
-template <int kQueries, class Shared, class Visit>
-__device__ __forceinline__ void ForEachVisit(const Params& params, const Shared& sh, Run run,
-                                             Visit visit) {
-  for (int chunk = sh.first_chunk; chunk <= sh.last_chunk; ++chunk) {
-    int before = sh.cost_before_first;
-    for (int block = sh.first_block; before < run.end; ++block) {
-      const TileRange tiles = TilesOf<kQueries>(params.args, block),
-                      own = TilesInRun(tiles, run, before);
-      const int first = max(own.begin, chunk * kChunkTiles),
-                end = min(own.end, (chunk + 1) * kChunkTiles);
-      if (first < end) visit(block, first, end - first);
-      before += tiles.end - tiles.begin + VisitCosts(tiles.end - tiles.begin);
-    }
-  }
-}
-
 template <IndexerDtype kDtype, int kQueries>
-__device__ void Produce(typename Layout<kDtype>::Shared& sh, const Params& params,
+__device__ void Produce(typename Layout<kDtype, kQueries>::Shared& sh, const Params& params,
                         const CUtensorMap& query_map, const CUtensorMap& key_map, Run run) {
-  using L = Layout<kDtype>;
+  using L = Layout<kDtype, kQueries>;
   constexpr int kRunElements = L::kFp8 ? 128 : 64;
   int key_stage = 0, key_phase = 1, ordinal = 0;
   ForEachVisit<kQueries>(params, sh, run, [&](int block, int first_tile, int count) {
     const int stage = ordinal % kQueryStages;
     cuda::BarrierWait(&sh.query_empty[stage], (ordinal / kQueryStages & 1) ^ 1);
     ++ordinal;
+    Visit& visit = sh.visits[stage];
+    visit.block = block;
+    visit.first_tile = first_tile;
+    visit.count = count;
+    for (int u = 0; u < kQueries; ++u)
+      visit.windows[u] = RowWindow(params.args, block * kQueries + u);
     const int heads = kColumns / kQueries;
     const int rows = min(kQueries, params.args.num_rows - block * kQueries);
     const uint32_t weight_bytes = rows * heads * sizeof(float);
-    cuda::BarrierArriveExpect(&sh.query_full[stage], L::kQueryBytes + weight_bytes);
+    const bool scaled = L::kFp8 && params.args.q_scale_TI != nullptr;
+    cuda::BarrierArriveExpect(&sh.query_full[stage],
+                              L::kQueryBytes + (scaled ? 2 : 1) * weight_bytes);
     for (int r = 0; r < L::kRuns; ++r) {
       cuda::TensorLoad(cuda::SharedAddress(sh.queries[stage]) + r * kColumns * 128, &query_map,
                        r * kRunElements, block * kColumns, &sh.query_full[stage]);
@@ -226,6 +120,11 @@ __device__ void Produce(typename Layout<kDtype>::Shared& sh, const Params& param
     cuda::BulkLoad(cuda::SharedAddress(sh.weights[stage]),
                    params.args.w_TI + static_cast<int64_t>(block) * kColumns, weight_bytes,
                    &sh.query_full[stage]);
+    if (scaled) {
+      cuda::BulkLoad(cuda::SharedAddress(sh.scales[stage]),
+                     params.args.q_scale_TI + static_cast<int64_t>(block) * kColumns, weight_bytes,
+                     &sh.query_full[stage]);
+    }
     for (int i = 0; i < count; ++i) {
       cuda::BarrierWait(&sh.key_empty[key_stage], key_phase);
       cuda::BarrierArriveExpect(&sh.key_full[key_stage], L::kKeyBytes);
@@ -239,22 +138,32 @@ __device__ void Produce(typename Layout<kDtype>::Shared& sh, const Params& param
       }
     }
   });
+  const int stage = ordinal % kQueryStages;
+  cuda::BarrierWait(&sh.query_empty[stage], (ordinal / kQueryStages & 1) ^ 1);
+  sh.visits[stage].count = 0;
+  cuda::BarrierArrive(&sh.query_full[stage]);
 }
 
 // Issues d = keys x (half of the queries)^T.
-template <IndexerDtype kDtype>
+template <class L>
 __device__ __forceinline__ void Multiply(float (&d)[64], uint32_t keys, uint32_t queries) {
-  // Opaque: else the descriptors of all steps are kept in registers across the loop, and others
-  // spill.
-  asm volatile("" : "+r"(keys), "+r"(queries));
+  if constexpr (L::kInTurn) {
+    // Into uniform registers, so that the descriptors of the steps are computed once for a warp.
+    keys = __reduce_or_sync(kAllLanes, keys);
+    queries = __reduce_or_sync(kAllLanes, queries);
+  } else {
+    // Opaque: else the descriptors of all steps are kept in registers across the loop, and others
+    // spill.
+    asm volatile("" : "+r"(keys), "+r"(queries));
+  }
   const uint64_t first_a = cuda::DescriptorKMajor(keys), first_b = cuda::DescriptorKMajor(queries);
   cuda::WgmmaFence();
 #pragma unroll
-  for (int step = 0; step < Layout<kDtype>::kSteps; ++step) {
+  for (int step = 0; step < L::kSteps; ++step) {
     const int run = step / 4, offset = step % 4 * 32;
     const uint64_t a = cuda::Advance(first_a, run * kTileKeys * 128 + offset);
     const uint64_t b = cuda::Advance(first_b, run * kColumns * 128 + offset);
-    if constexpr (Layout<kDtype>::kFp8) {
+    if constexpr (L::kFp8) {
       cuda::WgmmaE4m3N128(d, a, b, step > 0);
     } else {
       cuda::WgmmaBf16<kHalf, false, false>::Shared(d, a, b, step > 0);
@@ -263,12 +172,29 @@ __device__ __forceinline__ void Multiply(float (&d)[64], uint32_t keys, uint32_t
   cuda::WgmmaCommit();
 }
 
-template <IndexerDtype kDtype, int kQueries>
-__device__ void Consume(typename Layout<kDtype>::Shared& sh, const Params& params, int consumer,
-                        Run run) {
-  using L = Layout<kDtype>;
+// Where a thread's sums of each half of a block of queries go.
+template <int kQueries, int kKept>
+__device__ __forceinline__ void FindRows(const IndexerScoresArgs& args, const Visit& visit,
+                                         OutputRow (&rows)[2][kKept]) {
   constexpr int kHalfQueries = kQueries / 2;
-  using Epilogue = HeadSums<L::kFp8, kHalfQueries>;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) {
+      const int query = h * kHalfQueries + HeadSums<false, kHalfQueries>::Query(i),
+                row = visit.block * kQueries + query;
+      rows[h][i] = {row < args.num_rows ? args.scores_TS + row * args.score_stride : nullptr,
+                    visit.windows[query].begin, visit.windows[query].end};
+    }
+  }
+}
+
+// Two consumers (bf16): each always has products in flight.
+template <IndexerDtype kDtype, int kQueries>
+__device__ void Consume(typename Layout<kDtype, kQueries>::Shared& sh, const Params& params,
+                        int consumer) {
+  using L = Layout<kDtype, kQueries>;
+  using Epilogue = HeadSums<L::kFp8, kQueries / 2>;
   constexpr int kKept = Epilogue::kKept;
   const IndexerScoresArgs& args = params.args;
   const int lane = threadIdx.x & 31;
@@ -277,38 +203,26 @@ __device__ void Consume(typename Layout<kDtype>::Shared& sh, const Params& param
   const uint32_t key_full = cuda::SharedAddress(sh.key_full),
                  key_empty = cuda::SharedAddress(sh.key_empty);
 
-  int tile = 0, ordinal = 0;  // of this block's run
-  ForEachVisit<kQueries>(params, sh, run, [&](int block, int first_tile, int count) {
+  int tile = 0;  // of this block's run
+  for (int ordinal = 0;; ++ordinal) {
     const int stage = ordinal % kQueryStages;
     cuda::BarrierWait(&sh.query_full[stage], ordinal / kQueryStages & 1);
-    ++ordinal;
-    const int tiles_end = tile + count;
+    const Visit& visit = sh.visits[stage];
+    if (visit.count == 0) break;
+    const int first_tile = visit.first_tile, tiles_end = tile + visit.count;
     int own = tile + ((tile ^ consumer) & 1);
     if (own < tiles_end) {
       Epilogue epilogue;
-      epilogue.LoadWeights(sh.weights[stage]);
+      epilogue.LoadWeights(sh.weights[stage], nullptr);
       OutputRow rows[2][kKept];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int i = 0; i < kKept; ++i) {
-          const int query = Epilogue::Query(i), row = block * kQueries + h * kHalfQueries + query;
-          const KeyRange window = RowWindow(args, row);
-          rows[h][i] = {row < args.num_rows ? args.scores_TS + row * args.score_stride : nullptr,
-                        window.begin, window.end};
-        }
-      }
+      FindRows<kQueries, kKept>(args, visit, rows);
       const uint32_t queries = cuda::SharedAddress(sh.queries[stage]);
       const auto key_of = [&](int own_tile) {
         return (first_tile + own_tile - tile) * kTileKeys + key_in_tile;
       };
-      const auto scale_of = [&](int key) {
-        return L::kFp8 && key < args.num_keys ? __ldg(args.k_scale_S + key) : 1.0f;
-      };
 
       float d0[64], d1[64], kept[kKept];
       int key = key_of(own);
-      float scale = scale_of(key);
       const auto wait_for_keys = [&] {
         cuda::BarrierWaitAt(key_full + 8 * (own % L::kKeyStages), own / L::kKeyStages & 1);
         return all_keys + own % L::kKeyStages * L::kKeyBytes;
@@ -318,42 +232,106 @@ __device__ void Consume(typename Layout<kDtype>::Shared& sh, const Params& param
         cuda::WgmmaWait<1>();
         cuda::PinRegisters(d0);
         epilogue.template Sum<0>(d0, kept);
-        Store<kKept>(kept, rows[0], scale, key, args.num_keys);
+        Store<kKept>(kept, rows[0], 1.0f, key, args.num_keys);
         cuda::WgmmaWait<0>();
         cuda::PinRegisters(d1);
         if (lane == 0) cuda::BarrierArriveAt(key_empty + 8 * (own % L::kKeyStages));
       };
       uint32_t keys = wait_for_keys();
-      Multiply<kDtype>(d0, keys, queries);
-      Multiply<kDtype>(d1, keys, queries + kHalf * 128);
+      Multiply<L>(d0, keys, queries);
+      Multiply<L>(d1, keys, queries + kHalf * 128);
       finish_half_0();
       while (own + 2 < tiles_end) {
         own += 2;
         keys = wait_for_keys();
-        Multiply<kDtype>(d0, keys, queries);
+        Multiply<L>(d0, keys, queries);
         // Half 1 of the tile before, while half 0 of this one is multiplied.
         epilogue.template Sum<1>(d1, kept);
-        Store<kKept>(kept, rows[1], scale, key, args.num_keys);
-        Multiply<kDtype>(d1, keys, queries + kHalf * 128);
+        Store<kKept>(kept, rows[1], 1.0f, key, args.num_keys);
+        Multiply<L>(d1, keys, queries + kHalf * 128);
         key = key_of(own);
-        scale = scale_of(key);
         finish_half_0();
       }
       epilogue.template Sum<1>(d1, kept);
-      Store<kKept>(kept, rows[1], scale, key, args.num_keys);
+      Store<kKept>(kept, rows[1], 1.0f, key, args.num_keys);
     }
     tile = tiles_end;
     __syncwarp();
     if (lane == 0) cuda::BarrierArrive(&sh.query_empty[stage]);
-  });
+  }
+}
+
+// Three consumers, each with one accumulator: products, then their sums. A warp is held up where it
+// issues products while others run, and where it sums beside them (the register file); with three
+// there is one more to go on meanwhile. In e4m3, where products are short, that is worth more than
+// a consumer's own overlap.
+template <IndexerDtype kDtype, int kQueries>
+__device__ void ConsumeInTurn(typename Layout<kDtype, kQueries>::Shared& sh, const Params& params,
+                              int consumer) {
+  using L = Layout<kDtype, kQueries>;
+  using Epilogue = HeadSums<L::kFp8, kQueries / 2>;
+  constexpr int kKept = Epilogue::kKept;
+  static_assert(L::kKeyStages % L::kConsumers == 0);
+  const IndexerScoresArgs& args = params.args;
+  const int lane = threadIdx.x & 31;
+  const int key_in_tile = (threadIdx.x & 127) / 32 * 16 + lane / 4 + Epilogue::KeyOffset();
+  const uint32_t all_keys = cuda::SharedAddress(sh.keys);
+  const uint32_t key_full = cuda::SharedAddress(sh.key_full),
+                 key_empty = cuda::SharedAddress(sh.key_empty);
+
+  int tile = 0;                                             // of this block's run
+  int own = consumer, key_stage = consumer, key_phase = 0;  // the next tile of this consumer
+  for (int ordinal = 0;; ++ordinal) {
+    const int stage = ordinal % kQueryStages;
+    cuda::BarrierWait(&sh.query_full[stage], ordinal / kQueryStages & 1);
+    const Visit& visit = sh.visits[stage];
+    if (visit.count == 0) break;
+    const int first_tile = visit.first_tile, tiles_end = tile + visit.count;
+    if (own < tiles_end) {
+      Epilogue epilogue;
+      epilogue.LoadWeights(sh.weights[stage],
+                           args.q_scale_TI != nullptr ? sh.scales[stage] : nullptr);
+      OutputRow rows[2][kKept];
+      FindRows<kQueries, kKept>(args, visit, rows);
+      const uint32_t queries = cuda::SharedAddress(sh.queries[stage]);
+      int key = (first_tile + own - tile) * kTileKeys + key_in_tile;
+      float d[64], kept[kKept];
+      do {
+        cuda::BarrierWaitAt(key_full + 8 * key_stage, key_phase);
+        const uint32_t keys = all_keys + key_stage * L::kKeyBytes;
+        Multiply<L>(d, keys, queries);
+        const float scale = key < args.num_keys ? __ldg(args.k_scale_S + key) : 1.0f;
+        cuda::WgmmaWait<0>();
+        cuda::PinRegisters(d);
+        epilogue.template Sum<0>(d, kept);
+        Store<kKept>(kept, rows[0], scale, key, args.num_keys);
+        Multiply<L>(d, keys, queries + kHalf * 128);
+        cuda::WgmmaWait<0>();
+        cuda::PinRegisters(d);
+        if (lane == 0) cuda::BarrierArriveAt(key_empty + 8 * key_stage);
+        epilogue.template Sum<1>(d, kept);
+        Store<kKept>(kept, rows[1], scale, key, args.num_keys);
+        own += L::kConsumers;
+        key += L::kConsumers * kTileKeys;
+        key_stage += L::kConsumers;
+        if (key_stage >= L::kKeyStages) {
+          key_stage -= L::kKeyStages;
+          key_phase ^= 1;
+        }
+      } while (own < tiles_end);
+    }
+    tile = tiles_end;
+    __syncwarp();
+    if (lane == 0) cuda::BarrierArrive(&sh.query_empty[stage]);
+  }
 }
 
 template <IndexerDtype kDtype, int kQueries>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__((Layout<kDtype, kQueries>::kThreads), 1)
     IndexerScoresKernel(const __grid_constant__ Params params,
                         const __grid_constant__ CUtensorMap query_map,
                         const __grid_constant__ CUtensorMap key_map) {
-  using L = Layout<kDtype>;
+  using L = Layout<kDtype, kQueries>;
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   auto& sh = *reinterpret_cast<typename L::Shared*>(raw_shared);
 
@@ -362,7 +340,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     cuda::PrefetchTensorMap(&key_map);
     for (int i = 0; i < kQueryStages; ++i) {
       cuda::BarrierInit(&sh.query_full[i], 1);
-      cuda::BarrierInit(&sh.query_empty[i], 8);  // one lane of each consumer warp
+      cuda::BarrierInit(&sh.query_empty[i], 4 * L::kConsumers);  // one lane of each consumer warp
     }
     for (int i = 0; i < L::kKeyStages; ++i) {
       cuda::BarrierInit(&sh.key_full[i], 1);
@@ -370,22 +348,26 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     cuda::FenceBarrierInit();
   }
-  const Run run = FindRun<kQueries>(params, sh);  // ends with a barrier
+  const Run run = FindRun<kQueries, L::kThreads>(params, sh);  // ends with a barrier
 
   const int warpgroup = threadIdx.x / 128;
-  if (warpgroup == 2) {
+  if (warpgroup == L::kConsumers) {
     cuda::LowerRegisters<24>();
-    if (threadIdx.x == 256) Produce<kDtype, kQueries>(sh, params, query_map, key_map, run);
+    if (threadIdx.x % 128 == 0) Produce<kDtype, kQueries>(sh, params, query_map, key_map, run);
   } else {
-    cuda::RaiseRegisters<240>();
-    Consume<kDtype, kQueries>(sh, params, warpgroup, run);
+    cuda::RaiseRegisters<L::kConsumerRegisters>();
+    if constexpr (L::kInTurn) {
+      ConsumeInTurn<kDtype, kQueries>(sh, params, warpgroup);
+    } else {
+      Consume<kDtype, kQueries>(sh, params, warpgroup);
+    }
   }
 }
 
 template <IndexerDtype kDtype, int kQueries>
 cudaError_t Launch(const IndexerScoresArgs& args, const IndexerScoresPlan& plan,
                    cudaStream_t stream) {
-  using L = Layout<kDtype>;
+  using L = Layout<kDtype, kQueries>;
   const CUtensorMapDataType type =
       L::kFp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const int element_bytes = L::kFp8 ? 1 : 2;
@@ -412,9 +394,15 @@ IndexerScoresPlan PlanIndexerScores(IndexerDtype dtype, int num_rows, int num_ke
                                     int num_sms) {
   IndexerScoresPlan plan;
   plan.rows_per_tile = kColumns / num_heads;
-  plan.threads = kThreads;
-  plan.shared_bytes = dtype == IndexerDtype::kBf16 ? Layout<IndexerDtype::kBf16>::kSharedBytes
-                                                   : Layout<IndexerDtype::kE4m3>::kSharedBytes;
+  const auto set = [&](auto layout) {
+    plan.threads = decltype(layout)::kThreads;
+    plan.shared_bytes = decltype(layout)::kSharedBytes;
+  };
+  if (dtype == IndexerDtype::kBf16) {
+    num_heads == 64 ? set(Layout<IndexerDtype::kBf16, 4>{}) : set(Layout<IndexerDtype::kBf16, 8>{});
+  } else {
+    num_heads == 64 ? set(Layout<IndexerDtype::kE4m3, 4>{}) : set(Layout<IndexerDtype::kE4m3, 8>{});
+  }
   const int64_t query_blocks = (num_rows + plan.rows_per_tile - 1) / plan.rows_per_tile;
   const int64_t most_tiles = query_blocks * ((num_keys + kTileKeys - 1) / kTileKeys);
   plan.num_blocks = static_cast<int>(std::min<int64_t>(num_sms, most_tiles));

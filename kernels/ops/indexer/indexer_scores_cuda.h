@@ -18,8 +18,9 @@ namespace baleen {
 struct IndexerScoresArgs {
   const void* q_TIJ = nullptr;  // [T, I, 128] bf16 or e4m3, 16-byte aligned
   const void* k_SJ = nullptr;   // [S, 128] the same type, 16-byte aligned
-  // [T, I] fp32, 16-byte aligned, with I^-0.5 J^-0.5 and, for e4m3, the scale of q's head in it.
-  const float* w_TI = nullptr;
+  const float* w_TI = nullptr;  // [T, I] fp32, 16-byte aligned, with I^-0.5 J^-0.5 in it
+  // [T, I] fp32, 16-byte aligned, e4m3 only: of q's heads; null: in w.
+  const float* q_scale_TI = nullptr;
   const float* k_scale_S = nullptr;      // [S] fp32 > 0, e4m3 only
   const int32_t* key_begin_T = nullptr;  // [T]; null: 0
   const int32_t* key_end_T = nullptr;    // [T], exclusive; null: S. Windows are clipped to [0, S)

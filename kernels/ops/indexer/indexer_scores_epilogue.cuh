@@ -39,13 +39,19 @@ struct HeadSums {
   static __device__ int KeyOffset() { return threadIdx.x % 2 * 8; }
   static __device__ int Query(int i) { return threadIdx.x % 4 / 2 * kKept + i; }
 
-  __device__ __forceinline__ void LoadWeights(const float* weights) {
+  // `scales`: of the heads, or null.
+  __device__ __forceinline__ void LoadWeights(const float* weights, const float* scales) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
-        const float2 pair = *reinterpret_cast<const float2*>(weights + h * kHalfColumns + 8 * j +
-                                                             threadIdx.x % 4 * 2);
+        const int column = h * kHalfColumns + 8 * j + threadIdx.x % 4 * 2;
+        float2 pair = *reinterpret_cast<const float2*>(weights + column);
+        if (scales != nullptr) {
+          const float2 scale = *reinterpret_cast<const float2*>(scales + column);
+          pair.x *= scale.x;
+          pair.y *= scale.y;
+        }
         const float share = AddRelu<kFp8>(j % kGroups) ? 0.5f : 1.0f;
         w[h][2 * j] = share * pair.x;
         w[h][2 * j + 1] = share * pair.y;

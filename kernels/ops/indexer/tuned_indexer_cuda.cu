@@ -56,6 +56,24 @@ void IndexerScoresTunedCuda(const IndexerScoresCudaArgs& args, void* stream) {
   CheckCuda(LaunchIndexerScores(IndexerDtype::kBf16, tuned, AsStream(stream)), "indexer scores");
 }
 
+void IndexerScoresFp8Cuda(const IndexerScoresFp8CudaArgs& args, void* stream) {
+  IndexerScoresArgs tuned;
+  tuned.q_TIJ = args.q_TIJ;
+  tuned.k_SJ = args.k_SJ;
+  tuned.w_TI = args.w_TI;
+  tuned.q_scale_TI = args.q_scale_TI;
+  tuned.k_scale_S = args.k_scale_S;
+  tuned.key_begin_T = args.begin_T;
+  tuned.key_end_T = args.end_T;
+  tuned.num_rows = static_cast<int>(args.T);
+  tuned.num_keys = static_cast<int>(args.S);
+  tuned.num_heads = static_cast<int>(args.I);
+  tuned.scores_TS = args.scores_TS;
+  tuned.score_stride = args.S;
+  CheckCuda(LaunchIndexerScores(IndexerDtype::kE4m3, tuned, AsStream(stream)),
+            "indexer scores of e4m3 codes");
+}
+
 void TopkSelectCuda(const TopkSelectCudaArgs& args, void* stream) {
   CheckCuda(cudaMemsetAsync(args.nan_row_1, kNoNanByte, sizeof(int32_t), AsStream(stream)),
             "first NaN row");

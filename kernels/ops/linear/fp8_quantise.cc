@@ -39,6 +39,13 @@ Fp8Operand MakeOperand(const Context& context, Fp8Scaling scaling, DType source,
   return operand;
 }
 
+Fp8Operand RowsOperand(const Context& context, const Tensor& x, int64_t rows) {
+  return MakeOperand(context, Fp8Scaling::kRuns, x.dtype(), 1, rows, x.dim(-1));
+}
+Fp8Operand ColumnsOperand(const Context& context, const Tensor& x, int64_t rows) {
+  return MakeOperand(context, Fp8Scaling::kRuns, x.dtype(), 1, x.dim(-1), rows);
+}
+
 // What the kernels read: rows of whole 16-byte words.
 void CheckCudaSource(const Tensor& x) {
   CHECK(x.dtype() == DType::kBF16 && (x.empty() || x.dim(-1) % 8 == 0) &&
@@ -86,19 +93,31 @@ Fp8Operand Quantise(const Context& context, const Tensor& x, int64_t rows, Fp8Op
 Fp8Operand QuantiseRows(const Context& context, const Tensor& x) {
   CHECK_GE(x.rank(), 1) << kOp << ": x is " << x.DebugString();
   const int64_t rows = RowsOf(x);
-  return Quantise(context, x, rows,
-                  MakeOperand(context, Fp8Scaling::kRuns, x.dtype(), 1, rows, x.dim(-1)),
-                  Fp8Source::kAsStored,
+  return Quantise(context, x, rows, RowsOperand(context, x, rows), Fp8Source::kAsStored,
                   [](const auto& args, void* stream) { Fp8QuantiseRowsCuda(args, stream); });
 }
 
 Fp8Operand QuantiseColumns(const Context& context, const Tensor& x) {
   CHECK_GE(x.rank(), 1) << kOp << ": x is " << x.DebugString();
   const int64_t rows = RowsOf(x);
-  return Quantise(context, x, rows,
-                  MakeOperand(context, Fp8Scaling::kRuns, x.dtype(), 1, x.dim(-1), rows),
-                  Fp8Source::kTransposed,
+  return Quantise(context, x, rows, ColumnsOperand(context, x, rows), Fp8Source::kTransposed,
                   [](const auto& args, void* stream) { Fp8QuantiseColumnsCuda(args, stream); });
+}
+
+Fp8RowsAndColumns QuantiseRowsAndColumns(const Context& context, const Tensor& x) {
+  if (!OnCuda(context)) return {QuantiseRows(context, x), QuantiseColumns(context, x)};
+  CHECK_GE(x.rank(), 1) << kOp << ": x is " << x.DebugString();
+  const int64_t rows = RowsOf(x);
+  const Fp8RowsAndColumns both{RowsOperand(context, x, rows), ColumnsOperand(context, x, rows)};
+  CheckTensor(context, kOp, "x", x, x.dtype(), x.shape());
+  if (x.num_elements() == 0) return both;
+  CheckCudaSource(x);
+  if constexpr (kHaveCuda) {
+    Fp8QuantiseBothCuda(CudaArgs(x, rows, both.rows), CudaArgs(x, rows, both.columns),
+                        context.stream());
+    return both;
+  }
+  NoCudaKernel(kOp);
 }
 
 Fp8Operand QuantiseWeight(const Context& context, const Tensor& weight, Fp8Side summed) {

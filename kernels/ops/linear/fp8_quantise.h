@@ -43,6 +43,12 @@ Fp8Operand QuantiseRows(const Context& context, const Tensor& x);
 // x [.., C] as its transpose, summed over rows (kRuns): outer C, depth N. For gradients of weights.
 Fp8Operand QuantiseColumns(const Context& context, const Tensor& x);
 
+// Both, from one look at x: for a gradient, which multiplies the weight and the activations.
+struct Fp8RowsAndColumns {
+  Fp8Operand rows, columns;
+};
+Fp8RowsAndColumns QuantiseRowsAndColumns(const Context& context, const Tensor& x);
+
 enum class Fp8Side : uint8_t { kColumns, kRows };  // which dimension of W the product sums over
 // W [R, C] or [L, R, C] (kBlocks): kColumns for y = W x (outer R, depth C), kRows for dx = W^T dy
 // (outer C, depth R). Codes and scales of the two are the same numbers.

@@ -1,13 +1,14 @@
 // E4M3 codes with one scale for 1 x 128 or 128 x 128 elements.
 //
-// All three hold a tile in registers between finding amax and rounding. Codes leave in runs of 128
-// bytes; where the operand is the transpose they turn in shared memory, four rows of a column as
-// one word (a thread has adjacent rows).
+// All hold a tile in registers between finding amax and rounding. Maxima are taken of pairs of
+// bf16, which lose nothing. Codes leave in runs of 128 bytes; where the operand is the transpose
+// they turn in shared memory, four rows of a column as one word (a thread has adjacent rows).
 //
-//   rows     a warp a row, 256 columns at a time; the scales of 8 rows meet in shared memory and
-//            leave as whole sectors of 32 bytes
+//   rows     a block has 8 rows x 1024 columns, a warp a row; the scales of 8 rows meet in shared
+//            memory and leave as whole sectors of 32 bytes
 //   columns  a block has 128 rows x 64 columns, a thread 4 rows x 8 columns
-//   blocks   a block has 128 x 128, a thread 8 rows x 8 columns
+//   both     a block has 128 x 128, a thread 8 rows x 8 columns
+//   blocks   the same
 #include <cuda_fp8.h>
 
 #include "kernels/cuda/launch.cuh"
@@ -38,9 +39,10 @@ __device__ __forceinline__ float ScaleOf(float amax) {
   return __uint_as_float(static_cast<uint32_t>(max(of_scale, 1)) << 23);
 }
 
-// What values are multiplied by; 0 * inf = NaN where the scale is not finite.
+// What values are multiplied by: 1 / 2^e by its exponent, NaN where the scale is not finite.
 __device__ __forceinline__ float InverseOf(float scale) {
-  return isfinite(scale) ? 1.0f / scale : 0.0f * scale;
+  const uint32_t bits = __float_as_uint(scale);
+  return __uint_as_float(bits >= 0x7F800000u ? 0x7FC00000u : 0x7F000000u - bits);
 }
 
 // Codes of a and b, a in the low byte.
@@ -67,77 +69,228 @@ __device__ __forceinline__ float MaxOverLanes(float value) {
   return value;
 }
 
-__global__ void __launch_bounds__(kThreads) RowsKernel(const Fp8QuantiseCudaArgs args) {
-  extern __shared__ float scales_of_rows[];  // [depth / 128][8]
+// The greater |x| of two pairs of bf16, each; a NaN loses.
+__device__ __forceinline__ uint32_t AbsMaxPairs(uint32_t a, uint32_t b) {
+  a &= 0x7FFF7FFFu;
+  b &= 0x7FFF7FFFu;
+  const __nv_bfloat162 greater = __hmax2(reinterpret_cast<const __nv_bfloat162&>(a),
+                                         reinterpret_cast<const __nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(greater);
+}
+template <int kFirst, int kLast>
+__device__ __forceinline__ uint32_t MaxPairsOverLanes(uint32_t pair) {
+#pragma unroll
+  for (int distance = kFirst; distance <= kLast; distance *= 2) {
+    pair = AbsMaxPairs(pair, __shfl_xor_sync(~0u, pair, distance));
+  }
+  return pair;
+}
+__device__ __forceinline__ uint32_t Codes4(uint32_t pair, uint32_t next, float inverse) {
+  return Codes4(LowBf16(pair), HighBf16(pair), LowBf16(next), HighBf16(next), inverse);
+}
+
+__device__ __forceinline__ float ScaleOfPair(uint32_t pair) {
+  return ScaleOf(fmaxf(fmaxf(LowBf16(pair), HighBf16(pair)), 0.0f));
+}
+__device__ __forceinline__ void LoadPairs(const void* values, int64_t at, uint32_t (&pairs)[4]) {
+  const uint4 word = LoadWord<Bf16, 8>(static_cast<const Bf16*>(values) + at);
+  pairs[0] = word.x;
+  pairs[1] = word.y;
+  pairs[2] = word.z;
+  pairs[3] = word.w;
+}
+// The codes of column k of four rows.
+__device__ __forceinline__ uint32_t CodesDown(const uint32_t (&a)[4], const uint32_t (&b)[4],
+                                              const uint32_t (&c)[4], const uint32_t (&d)[4], int k,
+                                              float inverse) {
+  const int p = k / 2;
+  return k % 2 == 0
+             ? Codes4(LowBf16(a[p]), LowBf16(b[p]), LowBf16(c[p]), LowBf16(d[p]), inverse)
+             : Codes4(HighBf16(a[p]), HighBf16(b[p]), HighBf16(c[p]), HighBf16(d[p]), inverse);
+}
+// Scales and inverses of kColumns columns from the warps' maxima; the scales go to memory.
+template <int kColumns>
+__device__ __forceinline__ void ScaleColumns(const uint32_t (&maxima)[kThreads / 32][kColumns / 2],
+                                             int64_t first_column, const Fp8QuantiseCudaArgs& args,
+                                             float* inverses) {
+  if (threadIdx.x >= kColumns / 2) return;
+  uint32_t pair = 0;
+#pragma unroll
+  for (int warp = 0; warp < kThreads / 32; ++warp) {
+    pair = AbsMaxPairs(pair, maxima[warp][threadIdx.x]);
+  }
+  const float2 scale = {ScaleOf(LowBf16(pair)), ScaleOf(HighBf16(pair))};
+  reinterpret_cast<float2*>(inverses)[threadIdx.x] = {InverseOf(scale.x), InverseOf(scale.y)};
+  const int64_t column = first_column + 2 * threadIdx.x;
+  if (column < args.outer_stored) {
+    *reinterpret_cast<float2*>(args.scales + blockIdx.y * args.scale_stride + column) = scale;
+  }
+}
+__device__ __forceinline__ void LoadInverses(const float* from, float (&inverse)[8]) {
+  Load<float, 4>(from, reinterpret_cast<float(&)[4]>(inverse[0]));
+  Load<float, 4>(from + 4, reinterpret_cast<float(&)[4]>(inverse[4]));
+}
+
+constexpr int kRowVectors = 4;             // of a lane, in flight together
+constexpr int kRowRuns = 2 * kRowVectors;  // of a block's rows
+
+__global__ void __launch_bounds__(kThreads)
+    RowsKernel(const Fp8QuantiseCudaArgs args, uint32_t row_blocks) {
+  __shared__ float scales[kRowRuns][kRowsOfBlock];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t first_row = int64_t{blockIdx.x} * kRowsOfBlock, row = first_row + warp;
-  const auto* const values = static_cast<const Bf16*>(args.values) + row * args.columns;
-  auto* const codes = static_cast<uint8_t*>(args.codes) + row * args.depth_stored;
-  const int columns = row < args.rows ? static_cast<int>(args.columns) : 0;
-  const int depth = static_cast<int>(args.depth_stored);
-#pragma unroll 4
-  for (int column = lane * 8; column < depth + lane * 8; column += 256) {
-    float v[8] = {};
-    if (column < columns) Load<Bf16, 8>(values + column, v);
-    const float scale = ScaleOf(MaxOverLanes<1, 8>(AbsMax(v, 0.0f)));
-    if (column >= depth) continue;  // the second half of the warp may be behind the end
+  const uint32_t group = blockIdx.x / row_blocks;
+  const int first_run = static_cast<int>(blockIdx.x - group * row_blocks) * kRowRuns;
+  const int64_t first_row = int64_t{group} * kRowsOfBlock, row = first_row + warp;
+  const int column = first_run * kRun + lane * 8;
+  const auto* const values = static_cast<const Bf16*>(args.values) + row * args.columns + column;
+  uint4 words[kRowVectors] = {};
+#pragma unroll
+  for (int j = 0; j < kRowVectors; ++j) {
+    if (row < args.rows && column + 256 * j < args.columns) {
+      words[j] = LoadWord<Bf16, 8>(values + 256 * j);
+    }
+  }
+  auto* const codes = static_cast<uint8_t*>(args.codes) + row * args.depth_stored + column;
+#pragma unroll
+  for (int j = 0; j < kRowVectors; ++j) {
+    const uint4& w = words[j];
+    const uint32_t pair =
+        MaxPairsOverLanes<1, 8>(AbsMaxPairs(AbsMaxPairs(w.x, w.y), AbsMaxPairs(w.z, w.w)));
+    const float scale = ScaleOfPair(pair);
+    if (column + 256 * j >= args.depth_stored) continue;  // half of a warp or all of it
     const float inverse = InverseOf(scale);
-    *reinterpret_cast<uint2*>(codes + column) = make_uint2(Codes4(v[0], v[1], v[2], v[3], inverse),
-                                                           Codes4(v[4], v[5], v[6], v[7], inverse));
-    if (lane % 16 == 0) scales_of_rows[column / kRun * kRowsOfBlock + warp] = scale;
+    *reinterpret_cast<uint2*>(codes + 256 * j) =
+        make_uint2(Codes4(w.x, w.y, inverse), Codes4(w.z, w.w, inverse));
+    if (lane % 16 == 0) scales[2 * j + lane / 16][warp] = scale;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < depth / kRun * kRowsOfBlock; i += kThreads) {
-    args.scales[i / kRowsOfBlock * args.scale_stride + first_row + i % kRowsOfBlock] =
-        scales_of_rows[i];
+  const int run = first_run + threadIdx.x / kRowsOfBlock;
+  if (threadIdx.x < kRowRuns * kRowsOfBlock && run * kRun < args.depth_stored) {
+    args.scales[run * args.scale_stride + first_row + threadIdx.x % kRowsOfBlock] =
+        scales[threadIdx.x / kRowsOfBlock][threadIdx.x % kRowsOfBlock];
   }
 }
 
 __global__ void __launch_bounds__(kThreads) ColumnsKernel(const Fp8QuantiseCudaArgs args) {
   // Word w of column c lies at w ^ 4 (c / 8): neither side has bank conflicts.
-  __shared__ uint32_t turned[kColumnTile][kRunWords];
-  __shared__ float maxima[kThreads / 32][kColumnTile];
+  __shared__ __align__(16) uint32_t turned[kColumnTile][kRunWords];
+  __shared__ __align__(16) uint32_t maxima[kThreads / 32][kColumnTile / 2];  // pairs of columns
+  __shared__ __align__(16) float inverses[kColumnTile];
   const int chunk = threadIdx.x % 8, quad = threadIdx.x / 8;  // 8 columns, 4 rows
   const int64_t first_row = int64_t{blockIdx.y} * kRun,
                 first_column = int64_t{blockIdx.x} * kColumnTile;
   const int64_t row = first_row + quad * 4, column = first_column + chunk * 8;
-  float v[4][8] = {};
+  uint32_t v[4][4] = {};  // [row, pair of columns]
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (row + i < args.rows && column < args.columns) {
-      Load<Bf16, 8>(static_cast<const Bf16*>(args.values) + (row + i) * args.columns + column,
-                    v[i]);
+      LoadPairs(args.values, (row + i) * args.columns + column, v[i]);
     }
   }
-  float amax[8];
+  uint32_t amax[4];
 #pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    amax[k] = fmaxf(fmaxf(fabsf(v[0][k]), fabsf(v[1][k])), fmaxf(fabsf(v[2][k]), fabsf(v[3][k])));
-    amax[k] = MaxOverLanes<8, 16>(amax[k]);
-    if (threadIdx.x % 32 < 8) maxima[threadIdx.x / 32][chunk * 8 + k] = amax[k];
+  for (int p = 0; p < 4; ++p) {
+    amax[p] = MaxPairsOverLanes<8, 16>(
+        AbsMaxPairs(AbsMaxPairs(v[0][p], v[1][p]), AbsMaxPairs(v[2][p], v[3][p])));
   }
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    float all = 0;
-#pragma unroll
-    for (int warp = 0; warp < kThreads / 32; ++warp) {
-      all = fmaxf(all, maxima[warp][chunk * 8 + k]);
-    }
-    const float scale = ScaleOf(all);
-    turned[chunk * 8 + k][quad ^ chunk * 4] =
-        Codes4(v[0][k], v[1][k], v[2][k], v[3][k], InverseOf(scale));
-    if (quad == 0 && column < args.outer_stored) {
-      args.scales[blockIdx.y * args.scale_stride + column + k] = scale;
-    }
+  if (threadIdx.x % 32 < 8) {
+    *reinterpret_cast<uint4*>(&maxima[threadIdx.x / 32][chunk * 4]) =
+        make_uint4(amax[0], amax[1], amax[2], amax[3]);
   }
   __syncthreads();
-  const int word = threadIdx.x % 32;
-  for (int c = threadIdx.x / 32; c < kColumnTile; c += kThreads / 32) {
+  ScaleColumns<kColumnTile>(maxima, first_column, args, inverses);
+  __syncthreads();
+  float inverse[8];
+  LoadInverses(inverses + chunk * 8, inverse);
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    turned[chunk * 8 + k][quad ^ chunk * 4] = CodesDown(v[0], v[1], v[2], v[3], k, inverse[k]);
+  }
+  __syncthreads();
+  // Sixteen codes an access: eight threads a column.
+  const int part = threadIdx.x % 8 * 4;
+#pragma unroll
+  for (int c = threadIdx.x / 8; c < kColumnTile; c += kThreads / 8) {
     if (first_column + c >= args.outer_stored) break;
     auto* const codes =
         static_cast<uint8_t*>(args.codes) + (first_column + c) * args.depth_stored + first_row;
-    reinterpret_cast<uint32_t*>(codes)[word] = turned[c][word ^ c / 8 * 4];
+    reinterpret_cast<uint4*>(codes)[threadIdx.x % 8] =
+        *reinterpret_cast<const uint4*>(&turned[c][part ^ c / 8 * 4]);
+  }
+}
+
+// Four bits spread over five, without the one in which neighbouring groups of 8 rows differ.
+__device__ __forceinline__ int Spread(int chunk) { return (chunk & 1) | (chunk & ~1) << 1; }
+
+// Both kinds of runs from one look at the values: tile (blockIdx.x, blockIdx.y) of [columns, rows],
+// 128 x 128, a thread 8 rows x 8 columns.
+__global__ void __launch_bounds__(kThreads)
+    BothKernel(const Fp8QuantiseCudaArgs by_rows, const Fp8QuantiseCudaArgs by_columns) {
+  // Word w of column c lies at w ^ Spread(c / 8): neither side has bank conflicts.
+  __shared__ uint32_t turned[kRun][kRunWords];
+  __shared__ __align__(16) uint32_t maxima[kThreads / 32][kRun / 2];  // pairs of columns
+  __shared__ __align__(16) float inverses[kRun];
+  const int chunk = threadIdx.x % 16, eight = threadIdx.x / 16;  // 8 columns, 8 rows
+  const int64_t first_row = int64_t{blockIdx.y} * kRun, first_column = int64_t{blockIdx.x} * kRun;
+  const int64_t row = first_row + eight * 8, column = first_column + chunk * 8;
+  uint32_t v[8][4] = {};  // [row, pair of columns]
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (row + i < by_rows.rows && column < by_rows.columns) {
+      LoadPairs(by_rows.values, (row + i) * by_rows.columns + column, v[i]);
+    }
+  }
+  // Columns: what the block's warps have seen of each.
+  uint32_t amax[4];
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    amax[p] = AbsMaxPairs(v[0][p], v[1][p]);
+#pragma unroll
+    for (int i = 2; i < 8; ++i) amax[p] = AbsMaxPairs(amax[p], v[i][p]);
+    amax[p] = MaxPairsOverLanes<16, 16>(amax[p]);
+  }
+  if (threadIdx.x % 32 < 16) {
+    *reinterpret_cast<uint4*>(&maxima[threadIdx.x / 32][chunk * 4]) =
+        make_uint4(amax[0], amax[1], amax[2], amax[3]);
+  }
+  // Rows: half a warp has one, and needs nobody else.
+  float scales[8];
+  auto* const row_codes = static_cast<uint8_t*>(by_rows.codes);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t pair = MaxPairsOverLanes<1, 8>(
+        AbsMaxPairs(AbsMaxPairs(v[i][0], v[i][1]), AbsMaxPairs(v[i][2], v[i][3])));
+    scales[i] = ScaleOfPair(pair);
+    const float inverse = InverseOf(scales[i]);
+    if (row + i < by_rows.outer_stored) {
+      *reinterpret_cast<uint2*>(row_codes + (row + i) * by_rows.depth_stored + column) =
+          make_uint2(Codes4(v[i][0], v[i][1], inverse), Codes4(v[i][2], v[i][3], inverse));
+    }
+  }
+  if (chunk == 0 && row < by_rows.outer_stored) {  // outer_stored is a multiple of 16
+    auto* const to =
+        reinterpret_cast<float4*>(by_rows.scales + blockIdx.x * by_rows.scale_stride + row);
+    to[0] = make_float4(scales[0], scales[1], scales[2], scales[3]);
+    to[1] = make_float4(scales[4], scales[5], scales[6], scales[7]);
+  }
+  __syncthreads();
+  ScaleColumns<kRun>(maxima, first_column, by_columns, inverses);
+  __syncthreads();
+  float inverse[8];
+  LoadInverses(inverses + chunk * 8, inverse);
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    uint32_t(&run)[kRunWords] = turned[chunk * 8 + k];
+    run[(eight * 2) ^ Spread(chunk)] = CodesDown(v[0], v[1], v[2], v[3], k, inverse[k]);
+    run[(eight * 2 + 1) ^ Spread(chunk)] = CodesDown(v[4], v[5], v[6], v[7], k, inverse[k]);
+  }
+  __syncthreads();
+  const int word = threadIdx.x % 32;
+  for (int c = threadIdx.x / 32; c < kRun; c += kThreads / 32) {
+    if (first_column + c >= by_columns.outer_stored) break;
+    reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(by_columns.codes) +
+                                (first_column + c) * by_columns.depth_stored + first_row)[word] =
+        turned[c][word ^ Spread(c / 8)];
   }
 }
 
@@ -151,9 +304,6 @@ __device__ __forceinline__ float MaxOverBlock(float value) {
   for (int i = 0; i < kThreads / 32; ++i) value = fmaxf(value, maxima[i]);
   return value;
 }
-
-// Four bits spread over five, without the one in which neighbouring groups of 8 rows differ.
-__device__ __forceinline__ int Spread(int chunk) { return (chunk & 1) | (chunk & ~1) << 1; }
 
 // Tile (blockIdx.x, blockIdx.y) of [columns, rows] of matrix blockIdx.z.
 template <bool kTransposed>
@@ -212,11 +362,11 @@ __global__ void __launch_bounds__(kThreads) BlocksKernel(const Fp8QuantiseCudaAr
 }  // namespace
 
 void Fp8QuantiseRowsCuda(const Fp8QuantiseCudaArgs& args, void* stream) {
-  const auto blocks = static_cast<unsigned>(args.outer_stored / kRowsOfBlock);
-  const size_t shared =
-      static_cast<size_t>(args.depth_stored / kRun * kRowsOfBlock) * sizeof(float);
+  const int64_t row_blocks = CeilDiv(args.depth_stored, kRowRuns * kRun);
+  const int64_t blocks = args.outer_stored / kRowsOfBlock * row_blocks;
   if (blocks == 0) return;
-  RowsKernel<<<blocks, kThreads, shared, AsStream(stream)>>>(args);
+  RowsKernel<<<static_cast<unsigned>(blocks), kThreads, 0, AsStream(stream)>>>(
+      args, static_cast<uint32_t>(row_blocks));
   CheckLaunch("fp8 quantise: rows");
 }
 
@@ -226,6 +376,15 @@ void Fp8QuantiseColumnsCuda(const Fp8QuantiseCudaArgs& args, void* stream) {
   if (grid.x == 0 || grid.y == 0) return;
   ColumnsKernel<<<grid, kThreads, 0, AsStream(stream)>>>(args);
   CheckLaunch("fp8 quantise: columns");
+}
+
+void Fp8QuantiseBothCuda(const Fp8QuantiseCudaArgs& by_rows, const Fp8QuantiseCudaArgs& by_columns,
+                         void* stream) {
+  const dim3 grid(static_cast<unsigned>(by_rows.depth_stored / kRun),
+                  static_cast<unsigned>(by_columns.depth_stored / kRun));
+  if (grid.x == 0 || grid.y == 0) return;
+  BothKernel<<<grid, kThreads, 0, AsStream(stream)>>>(by_rows, by_columns);
+  CheckLaunch("fp8 quantise: both");
 }
 
 void Fp8QuantiseBlocksCuda(const Fp8QuantiseCudaArgs& args, bool transposed, void* stream) {

@@ -19,6 +19,9 @@ struct Fp8QuantiseCudaArgs {
 
 void Fp8QuantiseRowsCuda(const Fp8QuantiseCudaArgs& args, void* stream);
 void Fp8QuantiseColumnsCuda(const Fp8QuantiseCudaArgs& args, void* stream);
+// Both of them from the same values, which are read once.
+void Fp8QuantiseBothCuda(const Fp8QuantiseCudaArgs& by_rows, const Fp8QuantiseCudaArgs& by_columns,
+                         void* stream);
 // `transposed`: the depth are the rows.
 void Fp8QuantiseBlocksCuda(const Fp8QuantiseCudaArgs& args, bool transposed, void* stream);
 

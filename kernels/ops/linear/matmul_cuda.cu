@@ -4,9 +4,10 @@
 //   flag
 //
 // A shape's plan (descriptors and the chosen kernel) is made at its first call, about 50 us of host
-// time, and kept for the process. The choice is a function of the shape, the strides and the
-// alignment of the pointers up to 16 bytes: no more than that, since how far an allocation happens
-// to be aligned beyond it must not change a run's bits.
+// time, and kept for the process. The kernel is the first that cuBLASLt suggests, or for shapes of
+// a measured table another of its suggestions (matmul_choices_cuda.h). The choice is a function of
+// the shape, the strides and the alignment of the pointers up to 16 bytes: no more than that, since
+// how far an allocation happens to be aligned beyond it must not change a run's bits.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -15,8 +16,10 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/ops/linear/matmul_choices_cuda.h"
 #include "kernels/ops/linear/matmul_cuda.h"
 
 namespace baleen {
@@ -111,6 +114,38 @@ void SetTranspose(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t o
             "transpose");
 }
 
+// Of single bf16 products in the model's three forms.
+std::optional<MatmulKernelChoice> WantedKernel(const Problem& problem) {
+  const bool bf16 =
+      problem.a.element == CudaElement::kBF16 && problem.b.element == CudaElement::kBF16;
+  const bool sum = problem.add && problem.c.element == CudaElement::kF32;
+  const bool plain = !problem.add && problem.c.element == CudaElement::kBF16;
+  if (!bf16 || problem.batch != 1) return std::nullopt;
+  MatmulShape shape = {MatmulPass::kForward, problem.c.rows, problem.c.cols, 0};
+  if (plain && !problem.transpose_a) {
+    shape.pass = problem.transpose_b ? MatmulPass::kForward : MatmulPass::kInput;
+    shape.k = problem.a.cols;
+  } else if (sum && problem.transpose_a && !problem.transpose_b) {
+    shape.pass = MatmulPass::kWeight;
+    shape.k = problem.a.rows;
+  } else {
+    return std::nullopt;
+  }
+  return ChooseMatmulKernel(shape);
+}
+
+bool IsKernel(cublasLtMatmulAlgo_t algorithm, const MatmulKernelChoice& wanted) {
+  MatmulKernelChoice own = {};
+  size_t written = 0;
+  CheckBlas(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID,
+                                                 &own.tile, sizeof own.tile, &written),
+            "tile of a kernel");
+  CheckBlas(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID,
+                                                 &own.cluster, sizeof own.cluster, &written),
+            "cluster of a kernel");
+  return own.tile == wanted.tile && own.cluster == wanted.cluster;
+}
+
 Plan MakePlan(const Problem& problem) {
   Plan plan;
   // COMPUTE_32F is plain fp32 for fp32 operands; TF32 would have a name of its own.
@@ -137,15 +172,23 @@ Plan MakePlan(const Problem& problem) {
   prefer_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, problem.c);
   prefer_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, problem.c);
 
-  cublasLtMatmulHeuristicResult_t best = {};
+  const std::optional<MatmulKernelChoice> wanted = WantedKernel(problem);
+  std::array<cublasLtMatmulHeuristicResult_t, 8> suggested = {};
   int found = 0;
   CheckBlas(cublasLtMatmulAlgoGetHeuristic(static_cast<cublasLtHandle_t>(problem.library->handle),
                                            plan.product, plan.b, plan.a, plan.c, plan.c, preference,
-                                           1, &best, &found),
+                                           wanted ? static_cast<int>(suggested.size()) : 1,
+                                           suggested.data(), &found),
             "choice of a kernel");
-  CheckBlas(found > 0 ? best.state : CUBLAS_STATUS_NOT_SUPPORTED, "choice of a kernel");
+  CheckBlas(found > 0 ? suggested[0].state : CUBLAS_STATUS_NOT_SUPPORTED, "choice of a kernel");
   CheckBlas(cublasLtMatmulPreferenceDestroy(preference), "preference");
-  plan.algorithm = best.algo;
+  plan.algorithm = suggested[0].algo;
+  for (int i = 0; wanted && i < found; ++i) {
+    if (suggested[i].state == CUBLAS_STATUS_SUCCESS && IsKernel(suggested[i].algo, *wanted)) {
+      plan.algorithm = suggested[i].algo;
+      break;
+    }
+  }
   return plan;
 }
 

@@ -157,6 +157,21 @@ Tensor GatherRows(const Context& context, const Tensor& x_TD, const Tensor& sour
   return y_ND;
 }
 
+Tensor GatherRows(const Context& context, const Tensor& x_TD, const Permutation& permutation) {
+  const Tensor& row_of_slot_TA = permutation.row_of_slot_TA;
+  if (!OnCuda(context)) return GatherRows(context, x_TD, permutation.source_row_N);
+  CheckRank(kOp, "x", x_TD, 2);
+  CheckTensor(context, kOp, "x", x_TD, x_TD.dtype(), {row_of_slot_TA.dim(0), x_TD.dim(1)});
+  const Tensor y_ND = context.Empty(x_TD.dtype(), {permutation.source_row_N.dim(0), x_TD.dim(1)});
+  if (y_ND.num_elements() == 0) return y_ND;
+  if constexpr (kHaveCuda) {
+    SpreadRowsCuda(x_TD.dim(0), row_of_slot_TA.dim(1), x_TD.dim(1) * DTypeBytes(x_TD.dtype()),
+                   x_TD.raw(), row_of_slot_TA.data<int32_t>(), y_ND.raw(), context.stream());
+    return y_ND;
+  }
+  NoCudaKernel(kOp);
+}
+
 Tensor GatherRowsBackward(const Context& context, const Tensor& dy_ND,
                           const Tensor& row_of_slot_TA) {
   CheckSlots(context, dy_ND, row_of_slot_TA);

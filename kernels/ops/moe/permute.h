@@ -32,6 +32,9 @@ Permutation BuildPermutation(const Context& context, const Tensor& expert_ids_TA
 
 // y[n] = x[source_row[n]].
 Tensor GatherRows(const Context& context, const Tensor& x_TD, const Tensor& source_row_N);
+// The same for the rows of a permutation (y[n] = x[source_row_N[n]]); on CUDA each row of x is read
+// once, whatever number of places it goes to.
+Tensor GatherRows(const Context& context, const Tensor& x_TD, const Permutation& permutation);
 // Backward of GatherRows: dx[t] = sum over a of dy[row_of_slot[t, a]], in the order of a.
 Tensor GatherRowsBackward(const Context& context, const Tensor& dy_ND,
                           const Tensor& row_of_slot_TA);

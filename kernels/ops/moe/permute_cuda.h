@@ -15,6 +15,10 @@ inline constexpr int64_t kPermuteCudaMaxSlots = 64;
 void GatherRowsCuda(int64_t rows, int64_t row_bytes, const void* x, const int32_t* source_row_N,
                     void* y, void* stream);
 
+// y[row_of_slot[t, a]] = x[t] for the slots that are not -1, rows of row_bytes bytes.
+void SpreadRowsCuda(int64_t tokens, int64_t A, int64_t row_bytes, const void* x,
+                    const int32_t* row_of_slot_TA, void* y, void* stream);
+
 // y[t] = sum over a of weights[t, a] * x[row_of_slot[t, a]]; weights null: 1. Slots of -1 add 0.
 struct CombineRowsCudaArgs {
   CudaElement element = CudaElement::kF32;

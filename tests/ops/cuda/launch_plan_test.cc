@@ -5,12 +5,29 @@
 #include "kernels/ops/indexer/indexer_backward_cuda.h"
 #include "kernels/ops/indexer/indexer_scores_cuda.h"
 #include "kernels/ops/indexer/topk_select_cuda.h"
+#include "kernels/ops/linear/matmul_choices_cuda.h"
 
 namespace baleen {
 namespace {
 
 constexpr int kSharedLimit = 227 * 1024;  // bytes a block of an H100 may have
 constexpr int kSms = 132;
+
+TEST(ChooseMatmulKernel, NamesOneForMeasuredShapesOnly) {
+  const auto tile = [](MatmulPass pass, int64_t m, int64_t n, int64_t k) {
+    const auto choice = ChooseMatmulKernel({pass, m, n, k});
+    return choice ? choice->tile : 0;
+  };
+  EXPECT_EQ(tile(MatmulPass::kForward, 8192, 32768, 512), 201);
+  EXPECT_EQ(tile(MatmulPass::kForward, 4096, 32768, 512), 201);
+  EXPECT_EQ(tile(MatmulPass::kForward, 4095, 32768, 512), 0) << "few rows were not measured";
+  EXPECT_EQ(tile(MatmulPass::kInput, 8192, 32768, 512), 0) << "another form";
+  EXPECT_EQ(tile(MatmulPass::kInput, 8192, 7168, 576), 29);
+  // Rows are what a weight's gradient sums over; its widths are the weight's.
+  EXPECT_EQ(tile(MatmulPass::kWeight, 7168, 16384, 8192), 29);
+  EXPECT_EQ(tile(MatmulPass::kWeight, 7168, 16384, 1024), 0);
+  EXPECT_EQ(tile(MatmulPass::kWeight, 16384, 7168, 8192), 0);
+}
 
 TEST(PlanTopkSelect, GivesEachRowABlockAndFitsTheLongestRow) {
   EXPECT_EQ(PlanTopkSelect(17, 100).num_blocks, 17);
