@@ -245,7 +245,7 @@ class SmallOps {
     DeviceBuffer<Bf16> x(kTokens * kHidden), x_rows(kRows * kHidden), dx_rows(kRows * kHidden);
     FillNormal(x, 1.0f, 6);
     FillNormal(x_rows, 1.0f, 6);
-    DeviceBuffer<float> weights(kRows), dweights(kRows);
+    DeviceBuffer<float> weights(kRows);
     FillNormal(weights, 1.0f, 7);
     const double row_bytes = 2.0 * kHidden;
     Time("spread_rows", (kRows + kTokens) * row_bytes, [&] {
@@ -256,15 +256,8 @@ class SmallOps {
     Time("gather_rows", 2 * kRows * row_bytes, [&] {
       GatherRowsCuda(kRows, 2 * kHidden, x_rows.get(), places.get(), dx_rows.get(), nullptr);
     });
-    Time("combine_rows", (kRows + kTokens) * row_bytes, [&] {
-      CombineRowsCuda(
-          {kBf16, kTokens, kSlots, kHidden, x_rows.get(), places.get(), weights.get(), x.get()},
-          nullptr);
-    });
-    Time("combine_bwd", (2 * kRows + kTokens) * row_bytes, [&] {
-      CombineRowsBackwardCuda({kBf16, kTokens, kSlots, kHidden, x.get(), x_rows.get(), places.get(),
-                               weights.get(), dx_rows.get(), dweights.get()},
-                              nullptr);
+    Time("sum_rows", (kRows + kTokens) * row_bytes, [&] {
+      SumRowsCuda({kBf16, kTokens, kSlots, kHidden, x_rows.get(), places.get(), x.get()}, nullptr);
     });
     DeviceBuffer<float> logits(kTokens * kExperts), scores(logits.size()), bias(kExperts);
     FillNormal(logits, 1.0f, 8);

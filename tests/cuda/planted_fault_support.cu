@@ -39,9 +39,15 @@ bool PlantFault(const char* tool) {
   int* data = nullptr;
   if (cudaMalloc(&data, kThreads * sizeof(int)) != cudaSuccess) return true;
   if (!is("initcheck")) cudaMemset(data, 0, kThreads * sizeof(int));
-  kernel<<<1, kThreads>>>(data, 0xffff);
-  cudaDeviceSynchronize();
-  cudaFree(data);
+  // Launched and awaited as the tests' kernels are.
+  cudaStream_t stream = nullptr;
+  cudaEvent_t done = nullptr;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaEventCreateWithFlags(&done, cudaEventDisableTiming);
+  kernel<<<1, kThreads, 0, stream>>>(data, 0xffff);
+  cudaEventRecord(done, stream);
+  while (cudaEventQuery(done) == cudaErrorNotReady) {
+  }
   return true;
 }
 

@@ -279,15 +279,11 @@ inline std::vector<OpCase> RoutingCases() {
                  weights = In(c, StatisticsOf(d), {kT, kA})]() -> std::vector<Tensor> {
            const Permutation p = BuildPermutation(c, ids, 0, kE);
            const Tensor rows = GatherRows(c, x, p.source_row_N);
-           const CombineGradients g = CombineRowsBackward(c, x, rows, p.row_of_slot_TA, weights);
            return {p.source_row_N,
                    p.row_of_slot_TA,
                    p.offsets_L1,
                    rows,
-                   CombineRows(c, rows, p.row_of_slot_TA, weights),
-                   g.dx_ND,
-                   g.dweights_TA,
-                   GatherRowsBackward(c, g.dx_ND, p.row_of_slot_TA),
+                   GatherRowsBackward(c, rows, p.row_of_slot_TA),
                    SlotsOfRows(c, RowsOfSlots(c, weights, p.row_of_slot_TA, rows.dim(0)),
                                p.row_of_slot_TA),
                    GroupsOfTokens(c, ids, 2, kE / 2)};

@@ -54,7 +54,7 @@ TEST(Permute, TakesAllTokensAtOneExpertAndNoTokens) {
   EXPECT_EQ(GatherRowsBackward(context, gathered, empty.row_of_slot_TA).shape(), (Shape{0, 3}));
 }
 
-TEST(Permute, GathersAndCombinesThreeRowsByHand) {
+TEST(Permute, GathersAndSumsThreeRowsByHand) {
   const Context context = Context::Cpu();
   const Tensor ids = IntTensorOf(context, {2, 2}, {0, 1, 1, 5});
   const Permutation p = BuildPermutation(context, ids, 0, 2);
@@ -63,13 +63,6 @@ TEST(Permute, GathersAndCombinesThreeRowsByHand) {
   EXPECT_EQ(ToDoubles(GatherRows(context, x, p)), (Doubles{7, 7, 9}));
   const Tensor rows = TensorOf(context, DType::kF32, {3, 1}, {1, 2, 4});
   EXPECT_EQ(ToDoubles(GatherRowsBackward(context, rows, p.row_of_slot_TA)), (Doubles{3, 4}));
-  const Tensor weights = TensorOf(context, DType::kF32, {2, 2}, {10, 100, 1000, 1e9});
-  EXPECT_EQ(ToDoubles(CombineRows(context, rows, p.row_of_slot_TA, weights)), (Doubles{210, 4000}));
-  const Tensor dy = TensorOf(context, DType::kF32, {2, 1}, {3, 5});
-  const CombineGradients gradients =
-      CombineRowsBackward(context, dy, rows, p.row_of_slot_TA, weights);
-  EXPECT_EQ(ToDoubles(gradients.dx_ND), (Doubles{30, 300, 5000}));
-  EXPECT_EQ(ToDoubles(gradients.dweights_TA), (Doubles{3, 6, 20, 0}));
 }
 
 // Ids of 7 tokens with 3 different experts each, of 6; expert 4 gets none.
@@ -95,17 +88,6 @@ TEST(Permute, HasTheGradientsOfCentralDifferences) {
     EXPECT_LT(
         GradientError(gather_loss, x_TD, GatherRowsBackward(context, dy_ND, p.row_of_slot_TA)),
         1e-8);
-
-    const Tensor x_ND = RandomTensor(context, DType::kF64, {N, 5}, 3);
-    const Tensor weights = RandomTensor(context, DType::kF64, {7, 3}, 4);
-    const Tensor dy_TD = RandomTensor(context, DType::kF64, {7, 5}, 5);
-    const auto combine_loss = [&] {
-      return dot(CombineRows(context, x_ND, p.row_of_slot_TA, weights), dy_TD);
-    };
-    const CombineGradients gradients =
-        CombineRowsBackward(context, dy_TD, x_ND, p.row_of_slot_TA, weights);
-    EXPECT_LT(GradientError(combine_loss, x_ND, gradients.dx_ND), 1e-8);
-    EXPECT_LT(GradientError(combine_loss, weights, gradients.dweights_TA), 1e-8);
   }
 }
 
@@ -113,20 +95,18 @@ TEST(Permute, PartsOfTheExpertsAddUpToAll) {
   const Context context = Context::Cpu();
   const Tensor ids = SomeIds(context);
   const Tensor x = RandomTensor(context, DType::kF32, {7, 33}, 1);
-  const Tensor weights = RandomTensor(context, DType::kF32, {7, 3}, 2);
   const auto round_trip = [&](int64_t first, int64_t count) {
     const Permutation p = BuildPermutation(context, ids, first, count);
-    return CombineRows(context, GatherRows(context, x, p.source_row_N), p.row_of_slot_TA, weights);
+    return GatherRowsBackward(context, GatherRows(context, x, p), p.row_of_slot_TA);
   };
   const Tensor whole = round_trip(0, 6);
   const Tensor sum =
       Add(context, Add(context, round_trip(0, 2), round_trip(2, 1)), round_trip(3, 3));
   EXPECT_LT(RelativeError(sum, whole), 4 * 0x1p-24);
-  // fp32 against fp64: A = 3 products and sums.
+  // fp32 against fp64: A = 3 sums.
   const Permutation p = BuildPermutation(context, ids, 0, 6);
-  const Tensor exact =
-      CombineRows(context, GatherRows(context, Cast(context, x, DType::kF64), p.source_row_N),
-                  p.row_of_slot_TA, Cast(context, weights, DType::kF64));
+  const Tensor exact = GatherRowsBackward(
+      context, GatherRows(context, Cast(context, x, DType::kF64), p), p.row_of_slot_TA);
   EXPECT_LT(RelativeError(whole, exact), 4 * 0x1p-24);
 }
 
@@ -144,9 +124,6 @@ TEST(PermuteDeathTest, NamesRowsThatAreNotThere) {
                "source_row\\[0\\] is 2, expected 0 .. 1");
   EXPECT_DEATH(GatherRowsBackward(context, x, IntTensorOf(context, {1, 2}, {0, -2})),
                "row_of_slot\\[1\\] is -2, expected -1 .. 1");
-  EXPECT_DEATH(CombineRows(context, x, IntTensorOf(context, {1, 2}, {0, 1}),
-                           context.Zeros(DType::kF32, {2, 1})),
-               "weights is F32\\[2, 1\\], expected F32\\[1, 2\\]");
 }
 
 TEST(Permute, TakesTheNumberOfRowsThatTheCallerKnows) {

@@ -20,9 +20,9 @@ constexpr char kOp[] = "SparseAttention";
 constexpr int64_t kListStep = 64;  // K of the kernels on tensor cores is a multiple of it
 
 // Of the backward on tensor cores. At K = 2048 it holds chunks of 288 queries (2.0 GB of rows and
-// up to 0.2 GB of index), which is all that 128 heads gain from up to 32K keys. Twice as much would
-// make the pass 2-5 % faster at 64 heads and 3 % at 128K keys (RESULTS_sparse_attention.md): less
-// than 1 % of a step, for a thirtieth of an 80 GB card.
+// up to 0.2 GB of index), which is all that 128 heads gain from up to 32K keys, and of 384 up to 64
+// heads, whose rows are shorter. Twice as much gains nothing at 8K keys
+// (RESULTS_sparse_attention.md) and is a thirtieth of an 80 GB card.
 constexpr size_t kBackwardBudget = size_t{5} << 29;  // 2.5 GiB
 
 bool OnTensorCores(const Tensor& q_THC, const Tensor& ids_TK, int64_t value_dim) {

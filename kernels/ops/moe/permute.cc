@@ -67,37 +67,6 @@ Permutation BuildOnCuda(const Context& context, const Tensor& expert_ids_TA, int
   return permutation;
 }
 
-CombineRowsCudaArgs CombineArgs(const Tensor& x_ND, const Tensor& row_of_slot_TA,
-                                const float* weights, const Tensor& y_TD) {
-  return {.element = ElementOf(kOp, "rows", x_ND),
-          .tokens = row_of_slot_TA.dim(0),
-          .A = row_of_slot_TA.dim(1),
-          .D = x_ND.dim(1),
-          .x = x_ND.raw(),
-          .row_of_slot_TA = row_of_slot_TA.data<int32_t>(),
-          .weights_TA = weights,
-          .y = y_TD.raw()};
-}
-
-CombineGradients CombineBackwardOnCuda(const Context& context, const Tensor& dy_TD,
-                                       const Tensor& x_ND, const Tensor& row_of_slot_TA,
-                                       const Tensor& weights_TA) {
-  const CombineGradients gradients{context.Empty(x_ND.dtype(), x_ND.shape()),
-                                   context.Empty(weights_TA.dtype(), weights_TA.shape())};
-  CombineRowsBackwardCuda({.element = ElementOf(kOp, "rows", x_ND),
-                           .tokens = row_of_slot_TA.dim(0),
-                           .A = row_of_slot_TA.dim(1),
-                           .D = x_ND.dim(1),
-                           .dy = dy_TD.raw(),
-                           .x = x_ND.raw(),
-                           .row_of_slot_TA = row_of_slot_TA.data<int32_t>(),
-                           .weights_TA = weights_TA.data<float>(),
-                           .dx = gradients.dx_ND.raw(),
-                           .dweights_TA = gradients.dweights_TA.data<float>()},
-                          context.stream());
-  return gradients;
-}
-
 }  // namespace
 
 Permutation BuildPermutation(const Context& context, const Tensor& expert_ids_TA,
@@ -179,7 +148,14 @@ Tensor GatherRowsBackward(const Context& context, const Tensor& dy_ND,
   const Tensor dx_TD = context.Empty(dy_ND.dtype(), {tokens, D});
   if (OnCuda(context)) {
     if constexpr (kHaveCuda) {
-      CombineRowsCuda(CombineArgs(dy_ND, row_of_slot_TA, nullptr, dx_TD), context.stream());
+      SumRowsCuda({.element = ElementOf(kOp, "rows", dy_ND),
+                   .tokens = tokens,
+                   .A = A,
+                   .D = D,
+                   .x = dy_ND.raw(),
+                   .row_of_slot_TA = row_of_slot_TA.data<int32_t>(),
+                   .y = dx_TD.raw()},
+                  context.stream());
       return dx_TD;
     }
     NoCudaKernel(kOp);
@@ -191,54 +167,6 @@ Tensor GatherRowsBackward(const Context& context, const Tensor& dy_ND,
                           dx_TD.data<T>());
   });
   return dx_TD;
-}
-
-Tensor CombineRows(const Context& context, const Tensor& x_ND, const Tensor& row_of_slot_TA,
-                   const Tensor& weights_TA) {
-  CheckSlots(context, x_ND, row_of_slot_TA);
-  CheckStatistics(context, kOp, "weights", weights_TA, x_ND.dtype(), row_of_slot_TA.shape());
-  const int64_t tokens = row_of_slot_TA.dim(0), A = row_of_slot_TA.dim(1), D = x_ND.dim(1);
-  const Tensor y_TD = context.Empty(x_ND.dtype(), {tokens, D});
-  if (OnCuda(context)) {
-    if constexpr (kHaveCuda) {
-      CombineRowsCuda(CombineArgs(x_ND, row_of_slot_TA, weights_TA.data<float>(), y_TD),
-                      context.stream());
-      return y_TD;
-    }
-    NoCudaKernel(kOp);
-  }
-  CountBytes(context, "combine rows", x_ND.bytes() + y_TD.bytes());
-  ForFloatOrDouble(context, kOp, x_ND.dtype(), [&](auto element) {
-    using T = decltype(element);
-    CombineRowsCpu(tokens, A, D, x_ND.data<T>(), row_of_slot_TA.data<int32_t>(),
-                   weights_TA.data<T>(), y_TD.data<T>());
-  });
-  return y_TD;
-}
-
-CombineGradients CombineRowsBackward(const Context& context, const Tensor& dy_TD,
-                                     const Tensor& x_ND, const Tensor& row_of_slot_TA,
-                                     const Tensor& weights_TA) {
-  CheckSlots(context, x_ND, row_of_slot_TA);
-  CheckStatistics(context, kOp, "weights", weights_TA, x_ND.dtype(), row_of_slot_TA.shape());
-  const int64_t tokens = row_of_slot_TA.dim(0), A = row_of_slot_TA.dim(1), D = x_ND.dim(1);
-  CheckTensor(context, kOp, "dy", dy_TD, x_ND.dtype(), {tokens, D});
-  if (OnCuda(context)) {
-    if constexpr (kHaveCuda) {
-      return CombineBackwardOnCuda(context, dy_TD, x_ND, row_of_slot_TA, weights_TA);
-    }
-    NoCudaKernel(kOp);
-  }
-  const CombineGradients gradients{context.Zeros(x_ND.dtype(), x_ND.shape()),
-                                   context.Empty(weights_TA.dtype(), {tokens, A})};
-  CountBytes(context, "combine rows", 2 * x_ND.bytes() + dy_TD.bytes());
-  ForFloatOrDouble(context, kOp, x_ND.dtype(), [&](auto element) {
-    using T = decltype(element);
-    CombineRowsBackwardCpu(tokens, A, D, dy_TD.data<T>(), x_ND.data<T>(),
-                           row_of_slot_TA.data<int32_t>(), weights_TA.data<T>(),
-                           gradients.dx_ND.data<T>(), gradients.dweights_TA.data<T>());
-  });
-  return gradients;
 }
 
 Tensor GroupsOfTokens(const Context& context, const Tensor& ids_TA, int64_t num_groups,

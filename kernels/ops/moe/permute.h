@@ -6,8 +6,8 @@
 //   offsets_L1        expert l owns sorted rows offsets[l] .. offsets[l+1]
 //
 // Rows are of any dtype where they are only moved; where they are summed kF32 or kF64 on the CPU,
-// kF32 or kBF16 on CUDA (sums in fp32, rounded once; at most 64 slots a token). weights_TA and
-// dweights_TA are kF32 (kF64 for kF64 rows).
+// kF32 or kBF16 on CUDA (sums in fp32, rounded once; at most 64 slots a token). A number a slot:
+// slot_values.h.
 #pragma once
 
 #include "kernels/core/context.h"
@@ -38,19 +38,6 @@ Tensor GatherRows(const Context& context, const Tensor& x_TD, const Permutation&
 // Backward of GatherRows: dx[t] = sum over a of dy[row_of_slot[t, a]], in the order of a.
 Tensor GatherRowsBackward(const Context& context, const Tensor& dy_ND,
                           const Tensor& row_of_slot_TA);
-
-// y[t] = sum over a of weights[t, a] * x[row_of_slot[t, a]], in the order of a.
-Tensor CombineRows(const Context& context, const Tensor& x_ND, const Tensor& row_of_slot_TA,
-                   const Tensor& weights_TA);
-struct CombineGradients {
-  Tensor dx_ND;
-  Tensor dweights_TA;
-};
-// Each of the N rows belongs to one slot, as in a Permutation (on CUDA the dx of another row would
-// be left as it is).
-CombineGradients CombineRowsBackward(const Context& context, const Tensor& dy_TD,
-                                     const Tensor& x_ND, const Tensor& row_of_slot_TA,
-                                     const Tensor& weights_TA);
 
 // groups_TM (kI32) [t, m] = m where some id of token t is in m * group_size .. (m + 1) * group_size
 // - 1, else -1: which of num_groups nodes a token goes to.

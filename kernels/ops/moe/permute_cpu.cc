@@ -52,52 +52,9 @@ void GatherRowsBackwardCpu(int64_t tokens, int64_t A, int64_t D, const T* dy,
   }
 }
 
-template <typename T>
-void CombineRowsCpu(int64_t tokens, int64_t A, int64_t D, const T* x, const int32_t* row_of_slot,
-                    const T* weights, T* y) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    T* __restrict const sum = y + t * D;
-    std::fill_n(sum, D, T{0});
-    for (int64_t a = 0; a < A; ++a) {
-      const int64_t row = row_of_slot[t * A + a];
-      if (row < 0) continue;
-      const T* __restrict const term = x + row * D;
-      const T weight = weights[t * A + a];
-      for (int64_t d = 0; d < D; ++d) sum[d] += weight * term[d];
-    }
-  }
-}
-
-template <typename T>
-void CombineRowsBackwardCpu(int64_t tokens, int64_t A, int64_t D, const T* dy, const T* x,
-                            const int32_t* row_of_slot, const T* weights, T* dx, T* dweights) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    const T* __restrict const dy_row = dy + t * D;
-    for (int64_t a = 0; a < A; ++a) {
-      const int64_t slot = t * A + a, row = row_of_slot[slot];
-      dweights[slot] = 0;
-      if (row < 0) continue;
-      const T* __restrict const x_row = x + row * D;
-      T* __restrict const dx_row = dx + row * D;
-      dweights[slot] = static_cast<T>(
-          SumInLanes(D, [&](int64_t d) { return static_cast<double>(dy_row[d]) * x_row[d]; }));
-      const T weight = weights[slot];
-      for (int64_t d = 0; d < D; ++d) dx_row[d] = weight * dy_row[d];
-    }
-  }
-}
-
 template void GatherRowsBackwardCpu(int64_t, int64_t, int64_t, const float*, const int32_t*,
                                     float*);
 template void GatherRowsBackwardCpu(int64_t, int64_t, int64_t, const double*, const int32_t*,
                                     double*);
-template void CombineRowsCpu(int64_t, int64_t, int64_t, const float*, const int32_t*, const float*,
-                             float*);
-template void CombineRowsCpu(int64_t, int64_t, int64_t, const double*, const int32_t*,
-                             const double*, double*);
-template void CombineRowsBackwardCpu(int64_t, int64_t, int64_t, const float*, const float*,
-                                     const int32_t*, const float*, float*, float*);
-template void CombineRowsBackwardCpu(int64_t, int64_t, int64_t, const double*, const double*,
-                                     const int32_t*, const double*, double*, double*);
 
 }  // namespace baleen

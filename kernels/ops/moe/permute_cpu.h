@@ -15,16 +15,9 @@ std::vector<int32_t> SortSlotsCpu(int64_t slots, const int32_t* expert_ids, int6
 void GroupsOfTokensCpu(int64_t tokens, int64_t A, int64_t num_groups, int64_t group_size,
                        const int32_t* ids, int32_t* groups);
 
-// In all of these: A slots a token, rows of D; row_of_slot [tokens, A].
+// A slots a token, rows of D; row_of_slot [tokens, A].
 template <typename T>
 void GatherRowsBackwardCpu(int64_t tokens, int64_t A, int64_t D, const T* dy,
                            const int32_t* row_of_slot, T* dx);
-template <typename T>
-void CombineRowsCpu(int64_t tokens, int64_t A, int64_t D, const T* x, const int32_t* row_of_slot,
-                    const T* weights, T* y);
-// dx [N, D] starts at zero.
-template <typename T>
-void CombineRowsBackwardCpu(int64_t tokens, int64_t A, int64_t D, const T* dy, const T* x,
-                            const int32_t* row_of_slot, const T* weights, T* dx, T* dweights);
 
 }  // namespace baleen

@@ -124,7 +124,7 @@ constexpr int kSlotsAtOnce = 8;  // rows of a token in flight
 
 // blockIdx.x: the token; blockIdx.y and the thread: the vector of the row.
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(kFlatThreads) CombineKernel(CombineRowsCudaArgs args) {
+__global__ void __launch_bounds__(kFlatThreads) SumKernel(SumRowsCudaArgs args) {
   const int64_t t = blockIdx.x;
   const int64_t col =
       (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * int64_t{kWidth};
@@ -143,59 +143,13 @@ __global__ void __launch_bounds__(kFlatThreads) CombineKernel(CombineRowsCudaArg
 #pragma unroll
     for (int u = 0; u < kSlotsAtOnce; ++u) {
       if (rows[u] < 0) continue;
-      const float weight =
-          args.weights_TA == nullptr ? 1.0f : args.weights_TA[t * args.A + begin + u];
       float v[kWidth];
       Unpack<T, kWidth>(words[u], v);
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) sum[k] += weight * v[k];
+      for (int k = 0; k < kWidth; ++k) sum[k] += v[k];
     }
   }
   Store<T, kWidth>(static_cast<T*>(args.y) + t * args.D + col, sum);
-}
-
-// One block (of whole warps) a token. dy stays in registers while the slots' rows pass by.
-template <typename T, int kWidth>
-__global__ void __launch_bounds__(kMaxRowThreads)
-    CombineBackwardKernel(CombineRowsBackwardCudaArgs args) {
-  __shared__ float dots[kPermuteCudaMaxSlots][kMaxRowWarps];
-  const int64_t t = blockIdx.x;
-  const int num_vectors = static_cast<int>(args.D / kWidth);
-  const T* const dy = static_cast<const T*>(args.dy) + t * args.D;
-  CachedRow<T, kWidth> cached_dy;
-  cached_dy.Load(dy, num_vectors);
-  for (int a = 0; a < args.A; ++a) {
-    const int32_t row = args.row_of_slot_TA[t * args.A + a];
-    if (row < 0) continue;  // the same for the whole block
-    const float weight = args.weights_TA[t * args.A + a];
-    const T* const x = static_cast<const T*>(args.x) + row * args.D;
-    T* const dx = static_cast<T*>(args.dx) + row * args.D;
-    CachedRow<T, kWidth> cached_x;
-    cached_x.Load(x, num_vectors);
-    float dot = 0;
-    ForEachVector(cached_x, x, cached_dy, dy, num_vectors,
-                  [&](int i, const Word<T, kWidth>& x_word, const Word<T, kWidth>& dy_word) {
-                    float v[kWidth], g[kWidth];
-                    Unpack<T, kWidth>(x_word, v);
-                    Unpack<T, kWidth>(dy_word, g);
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) {
-                      dot += g[k] * v[k];
-                      g[k] *= weight;
-                    }
-                    Store<T, kWidth>(dx + int64_t{kWidth} * i, g);
-                  });
-    dot = WarpSum(dot);
-    if (threadIdx.x % 32 == 0) dots[a][threadIdx.x / 32] = dot;
-  }
-  __syncthreads();
-  for (int a = threadIdx.x; a < args.A; a += blockDim.x) {
-    float sum = 0;
-    if (args.row_of_slot_TA[t * args.A + a] >= 0) {
-      for (int w = 0; w < static_cast<int>(blockDim.x / 32); ++w) sum += dots[a][w];
-    }
-    args.dweights_TA[t * args.A + a] = sum;
-  }
 }
 
 __global__ void __launch_bounds__(kFlatThreads)
@@ -252,7 +206,7 @@ void SpreadRowsCuda(int64_t tokens, int64_t A, int64_t row_bytes, const void* x,
   launch(uint8_t{});
 }
 
-void CombineRowsCuda(const CombineRowsCudaArgs& args, void* stream) {
+void SumRowsCuda(const SumRowsCudaArgs& args, void* stream) {
   if (args.tokens == 0 || args.D == 0) return;
   ForElement(args.element, [&](auto zero) {
     using T = decltype(zero);
@@ -264,23 +218,9 @@ void CombineRowsCuda(const CombineRowsCudaArgs& args, void* stream) {
           kFlatThreads, CeilDiv(CeilDiv(vectors, CeilDiv(vectors, kFlatThreads)), 32) * 32);
       const dim3 grid(static_cast<unsigned>(args.tokens),
                       static_cast<unsigned>(CeilDiv(vectors, threads)));
-      CombineKernel<T, kWidth><<<grid, static_cast<unsigned>(threads), 0, AsStream(stream)>>>(args);
+      SumKernel<T, kWidth><<<grid, static_cast<unsigned>(threads), 0, AsStream(stream)>>>(args);
     });
-    CheckLaunch("combine rows");
-  });
-}
-
-void CombineRowsBackwardCuda(const CombineRowsBackwardCudaArgs& args, void* stream) {
-  if (args.tokens == 0) return;
-  ForElement(args.element, [&](auto zero) {
-    using T = decltype(zero);
-    ForWidth<T>(args.D % kLanes<T> == 0 && Aligned16({args.dy, args.x, args.dx}), [&](auto width) {
-      constexpr int kWidth = decltype(width)::value;
-      const RowPlan plan = PlanRows(1, args.D / kWidth);
-      CombineBackwardKernel<T, kWidth>
-          <<<static_cast<unsigned>(args.tokens), plan.block.x, 0, AsStream(stream)>>>(args);
-    });
-    CheckLaunch("combine rows backward");
+    CheckLaunch("sum rows");
   });
 }
 
