@@ -4,26 +4,15 @@
 // 2.2 bf16 elements a cycle, so some 50 instructions an element would already be the limit: bf16
 // uses the special function unit's exponential and division (their error is 2^-20, bf16 rounds at
 // 2^-8), fp32 the exact ones.
-#include <type_traits>
-
 #include "kernels/cuda/vector.cuh"
 #include "kernels/ops/flat.cuh"
+#include "kernels/ops/sigmoid.cuh"
 #include "kernels/ops/swiglu_cuda.h"
 
 namespace baleen {
 namespace {
 
 using namespace cuda;
-
-// exp overflows to infinity for gates far below zero, which gives the right limit 0.
-template <typename T>
-__device__ __forceinline__ float Sigmoid(float x) {
-  if constexpr (std::is_same_v<T, float>) {
-    return 1.0f / (1.0f + expf(-x));
-  } else {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-  }
-}
 
 template <typename T, int kWidth>
 struct ForwardOp {

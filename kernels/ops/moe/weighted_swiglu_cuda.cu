@@ -3,25 +3,14 @@
 //
 // Bytes for n elements of s bytes: forward 3 n s, backward 5 n s. bf16 uses the special function
 // unit's exponential and division (their error is 2^-20, bf16 rounds at 2^-8), fp32 the exact ones.
-#include <type_traits>
-
 #include "kernels/cuda/row.cuh"
 #include "kernels/ops/moe/weighted_swiglu_cuda.h"
+#include "kernels/ops/sigmoid.cuh"
 
 namespace baleen {
 namespace {
 
 using namespace cuda;
-
-// exp overflows to infinity for gates far below zero, which gives the right limit 0.
-template <typename T>
-__device__ __forceinline__ float Sigmoid(float x) {
-  if constexpr (std::is_same_v<T, float>) {
-    return 1.0f / (1.0f + expf(-x));
-  } else {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-  }
-}
 
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kMaxRowThreads)
