@@ -125,7 +125,10 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 if [[ -n $tool ]]; then
   PATH=$PATH:/usr/local/cuda/bin
   for wanted in compute-sanitizer python3; do
-    if ! have "$wanted"; then die $kExitEnvironment "launch/gpu_tests.sh --sanitize: no command $wanted"; fi
+    if ! have "$wanted"; then
+      die $kExitEnvironment "launch/gpu_tests.sh --sanitize: no command $wanted; compute-sanitizer is in the bin" \
+        "folder of a CUDA toolkit, which PATH must name, python3 a package of the system"
+    fi
   done
   say "$tool, logs in $logs"
   exec python3 launch/sanitize.py --tool "$tool" --tests "$tests" --filter "$filter" --logs "$logs" \

@@ -248,7 +248,9 @@ def main():
     a, start = runner.a, time.monotonic()
     expected = read_expected(a.expected) if a.tool == "racecheck" else []
     if not runner.sees_a_planted_fault():
-        print(f"  FAILED: {a.tool} does not report a planted fault, so it would report no other; see {a.logs}")
+        log = os.path.join(a.logs, f"{a.tool}-planted-fault.log")
+        print(f"  FAILED: {a.tool} does not report a planted fault, so it would report no other; see {log}."
+              " Where the tool does not fit the driver, put a newer toolkit's compute-sanitizer first in PATH")
         return 1
 
     failed, outcomes = [], []

@@ -7,21 +7,14 @@
 #include "tests/support/status_matchers.h"
 #include "tests/trainer/late_gathers.h"
 #include "tests/trainer/layout_cases.h"
+#include "tests/trainer/same_step.h"
 
 namespace baleen::testing {
 namespace {
 
-void ExpectSameBits(const std::vector<StepOutcome::Piece>& late,
-                    const std::vector<StepOutcome::Piece>& prompt, const char* what) {
-  ASSERT_EQ(late.size(), prompt.size());
-  for (size_t i = 0; i < late.size(); ++i) {
-    EXPECT_EQ(late[i].name, prompt[i].name);
-    EXPECT_TRUE(late[i].values == prompt[i].values) << what << late[i].name;
-  }
-}
-
 TEST(LateGathers, ChangeNoBitOfAStep) {
   const auto world = WrapMpiWorld();
+  // CTest starts it with 8 ranks, which these layouts take; by hand there may be fewer.
   if (world->size() < 8) GTEST_SKIP() << "needs 8 ranks";
   const std::vector<Layout> layouts = {
       {.data = 8},
@@ -42,15 +35,8 @@ TEST(LateGathers, ChangeNoBitOfAStep) {
       c.measure_indexer = kind != RecipeKind::kDense;
       ASSERT_OK_AND_ASSIGN(const StepOutcome prompt, RunOneStep(c, *prompt_part));
       ASSERT_OK_AND_ASSIGN(const StepOutcome late, RunOneStep(c, *late_part));
-      EXPECT_EQ(late.lm_loss, prompt.lm_loss);
-      EXPECT_EQ(late.mtp_loss, prompt.mtp_loss);
-      EXPECT_EQ(late.kl, prompt.kl);
       EXPECT_EQ(late.mass, prompt.mass);
-      EXPECT_EQ(late.selection_hash, prompt.selection_hash);
-      EXPECT_EQ(late.norm_main, prompt.norm_main);
-      EXPECT_EQ(late.norm_indexer, prompt.norm_indexer);
-      ExpectSameBits(late.gradients, prompt.gradients, "gradient of ");
-      ExpectSameBits(late.values, prompt.values, "value of ");
+      ExpectSameStep(late, prompt);
     }
   }
 }

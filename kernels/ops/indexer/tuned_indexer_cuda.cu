@@ -39,37 +39,34 @@ void ZeroResults(const IndexerLossCudaArgs& args, void* stream) {
   zero(args.dq_TIJ, args.T * args.I * args.J * 2);
 }
 
+// What scores of bf16 and of codes share.
+template <typename Args>
+IndexerScoresArgs TunedScores(const Args& args) {
+  IndexerScoresArgs tuned;
+  tuned.q_TIJ = args.q_TIJ;
+  tuned.k_SJ = args.k_SJ;
+  tuned.w_TI = args.w_TI;
+  tuned.key_begin_T = args.begin_T;
+  tuned.key_end_T = args.end_T;
+  tuned.num_rows = static_cast<int>(args.T);
+  tuned.num_keys = static_cast<int>(args.S);
+  tuned.num_heads = static_cast<int>(args.I);
+  tuned.scores_TS = args.scores_TS;
+  tuned.score_stride = args.S;
+  return tuned;
+}
+
 }  // namespace
 
 void IndexerScoresTunedCuda(const IndexerScoresCudaArgs& args, void* stream) {
-  IndexerScoresArgs tuned;
-  tuned.q_TIJ = args.q_TIJ;
-  tuned.k_SJ = args.k_SJ;
-  tuned.w_TI = args.w_TI;
-  tuned.key_begin_T = args.begin_T;
-  tuned.key_end_T = args.end_T;
-  tuned.num_rows = static_cast<int>(args.T);
-  tuned.num_keys = static_cast<int>(args.S);
-  tuned.num_heads = static_cast<int>(args.I);
-  tuned.scores_TS = args.scores_TS;
-  tuned.score_stride = args.S;
-  CheckCuda(LaunchIndexerScores(IndexerDtype::kBf16, tuned, AsStream(stream)), "indexer scores");
+  CheckCuda(LaunchIndexerScores(IndexerDtype::kBf16, TunedScores(args), AsStream(stream)),
+            "indexer scores");
 }
 
 void IndexerScoresFp8Cuda(const IndexerScoresFp8CudaArgs& args, void* stream) {
-  IndexerScoresArgs tuned;
-  tuned.q_TIJ = args.q_TIJ;
-  tuned.k_SJ = args.k_SJ;
-  tuned.w_TI = args.w_TI;
+  IndexerScoresArgs tuned = TunedScores(args);
   tuned.q_scale_TI = args.q_scale_TI;
   tuned.k_scale_S = args.k_scale_S;
-  tuned.key_begin_T = args.begin_T;
-  tuned.key_end_T = args.end_T;
-  tuned.num_rows = static_cast<int>(args.T);
-  tuned.num_keys = static_cast<int>(args.S);
-  tuned.num_heads = static_cast<int>(args.I);
-  tuned.scores_TS = args.scores_TS;
-  tuned.score_stride = args.S;
   CheckCuda(LaunchIndexerScores(IndexerDtype::kE4m3, tuned, AsStream(stream)),
             "indexer scores of e4m3 codes");
 }

@@ -22,10 +22,7 @@ void CheckSlots(const Context& context, const Tensor& rows_ND, const Tensor& row
   CheckRank(kOp, "row_of_slot", row_of_slot_TA, 2);
   CheckTensor(context, kOp, "rows", rows_ND, rows_ND.dtype(), rows_ND.shape());
   CheckTensor(context, kOp, "row_of_slot", row_of_slot_TA, DType::kI32, row_of_slot_TA.shape());
-  if (OnCuda(context)) {
-    CHECK_LE(row_of_slot_TA.dim(1), kPermuteCudaMaxSlots) << kOp << ": slots of a token";
-    return;
-  }
+  if (OnCuda(context)) return;  // the host does not read what lies there
   CheckIndices(context, kOp, "row_of_slot", row_of_slot_TA, -1, rows_ND.dim(0));
 }
 

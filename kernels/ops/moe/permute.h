@@ -6,8 +6,7 @@
 //   offsets_L1        expert l owns sorted rows offsets[l] .. offsets[l+1]
 //
 // Rows are of any dtype where they are only moved; where they are summed kF32 or kF64 on the CPU,
-// kF32 or kBF16 on CUDA (sums in fp32, rounded once; at most 64 slots a token). A number a slot:
-// slot_values.h.
+// kF32 or kBF16 on CUDA (sums in fp32, rounded once). A number a slot: slot_values.h.
 #pragma once
 
 #include "kernels/core/context.h"

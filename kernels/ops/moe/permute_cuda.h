@@ -8,9 +8,6 @@
 
 namespace baleen {
 
-// The most slots a token may have in the kernels that sum over them.
-inline constexpr int64_t kPermuteCudaMaxSlots = 64;
-
 // y[n] = x[source_row[n]], rows of row_bytes bytes.
 void GatherRowsCuda(int64_t rows, int64_t row_bytes, const void* x, const int32_t* source_row_N,
                     void* y, void* stream);
