@@ -109,15 +109,17 @@ elif [[ $filter != '*' ]]; then
   ranks=''
 fi
 
-# Each process of a tool wants a core, and GPU memory for what it records beside the test's own.
+# Each process of a tool wants a core, and memory of the GPU and of the host for what it records beside the test's own.
 kMebibytesPerSanitizer=6144
 num_sanitizers() {
-  local cores free
-  cores=$(num_cores)
+  local fitting free host
+  fitting=$(num_cores)
   free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits | head -n 1)
-  local fitting=$((free / kMebibytesPerSanitizer))
-  if ((fitting < 1)); then fitting=1; fi
-  echo $((fitting < cores ? fitting : cores))
+  host=$(awk '$1 == "MemAvailable:" { print int($2 / 1024) }' /proc/meminfo)
+  for free in "$free" "$host"; do
+    if ((free / kMebibytesPerSanitizer < fitting)); then fitting=$((free / kMebibytesPerSanitizer)); fi
+  done
+  echo $((fitting < 1 ? 1 : fitting))
 }
 
 add_wheel_folders

@@ -179,7 +179,7 @@ class DryRank {
 
   void Update() {
     reduction_ = Counted([&] {
-      optimizer_->ZeroGradients();
+      optimizer_->BeginStep();
       optimizer_->ReduceGradients();
       optimizer_->ComputeNorms();
     });

@@ -134,10 +134,10 @@ void Optimizer::SetValues(int id, int64_t first, const Tensor& values, Origin or
            shard.master.Flat(own.begin - shard.begin, own.count()));
 }
 
-void Optimizer::ZeroGradients() {
+void Optimizer::BeginStep() {
   for (const OptimizerShard& shard : shards_) {
     if (!shard.trains()) continue;
-    FillZero(context_, parameters_.bucket_gradients(shard.bucket));
+    parameters_.ForgetGradients(shard.bucket);
     missing_[shard.bucket] =
         static_cast<int>(parameters_.buckets()[shard.bucket].parameters.size());
   }

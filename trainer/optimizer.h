@@ -57,7 +57,8 @@ class Optimizer {
   enum class Origin : uint8_t { kSource, kChanged };
   void SetValues(int parameter, int64_t first, const Tensor& values, Origin origin);
 
-  void ZeroGradients();
+  // No parameter has a gradient yet.
+  void BeginStep();
   // Parameters first .. end - 1 (ids) get no further gradient in this step. Every rank of an axis
   // says so in the same order. The shared embedding is left to ReduceRest: the stages that hold it
   // finish at different times.

@@ -119,14 +119,14 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   watch(StepPhase::kBatch);
   ASSIGN_OR_RETURN(const StepBatch batch,
                    NextBatch(stage, stage.train_data(), position.consumed_samples));
-  watch(StepPhase::kZero);
+  watch(StepPhase::kBegin);
   PassOptions pass;
   pass.scales = MakeScales(stage.recipe(), batch.counts);
   pass.measure_indexer = measure_indexer;
   StepStats stats = NewStats(stage);
 
   Optimizer& optimizer = stage.optimizer();
-  optimizer.ZeroGradients();
+  optimizer.BeginStep();
   const PassKind kind = stage.recipe().forward_only ? PassKind::kWarmUp : PassKind::kTrain;
   ModelWork work(stage.model_context(), stage.model(), batch.microbatches, pass, kind, stats);
   work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });

@@ -10,7 +10,7 @@ namespace baleen {
 
 enum class StepPhase : uint8_t {
   kBatch,    // tokens of the step, from the loader to the device
-  kZero,     // gradients and statistics
+  kBegin,    // nothing has been added to statistics and gradients
   kForward,  // of a microbatch and pipeline part, as the next two
   kBackwardInput,
   kBackwardWeight,

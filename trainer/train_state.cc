@@ -117,10 +117,11 @@ absl::Status LoadMoments(TrainingStage& stage, StateReader& state) {
 // What this stage changes: its trained groups, and the router bias where gradients reach the
 // router.
 void AddChanged(TrainingStage& stage, ChangedParameters& changed) {
-  for (const Parameter& parameter : stage.parameters().parameters()) {
+  const ParameterStore& parameters = stage.parameters();
+  for (const Parameter& parameter : parameters.parameters()) {
     const bool bias =
         parameter.group == ParameterGroup::kBuffer && stage.recipe().bias_update_speed != 0;
-    if (!parameter.grad.empty() || bias) changed.insert(parameter.name);
+    if (parameters.trains(parameter.id) || bias) changed.insert(parameter.name);
   }
 }
 

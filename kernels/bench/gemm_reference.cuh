@@ -32,29 +32,31 @@ __global__ void GroupedReference(GroupedProduct product, GroupedMatmulCudaArgs a
                                  int64_t count) {
   const int64_t flat = blockIdx.x * int64_t{256} + threadIdx.x;
   if (flat >= count) return;
-  const T* const left = static_cast<const T*>(args.left);
-  const T* const right = static_cast<const T*>(args.right);
   const int64_t width = product == GroupedProduct::kForward ? args.out : args.in;
   const int64_t row = flat / width, column = flat % width;
   double sum = 0;
+  const auto operand = [](const void* data, int64_t at) {
+    return static_cast<double>(static_cast<float>(static_cast<const T*>(data)[at]));
+  };
   if (product == GroupedProduct::kBackwardWeight) {
     const int64_t expert = row / args.out, o = row % args.out;
     for (int64_t n = args.offsets_L1[expert]; n < args.offsets_L1[expert + 1]; ++n) {
-      sum += static_cast<double>(static_cast<float>(left[n * args.out + o])) *
-             static_cast<double>(static_cast<float>(right[n * args.in + column]));
+      sum += operand(args.left, n * args.out + o) * operand(args.right, n * args.in + column);
     }
     result[flat] += sum;
     return;
   }
   int64_t expert = 0;
   while (args.offsets_L1[expert + 1] <= row) ++expert;
-  const T* const weight = right + expert * args.in * args.out;
+  const int64_t weight = expert * args.in * args.out;
   const bool forward = product == GroupedProduct::kForward;
   const int64_t depth = forward ? args.in : args.out;
   for (int64_t k = 0; k < depth; ++k) {
-    const int64_t at = forward ? column * args.in + k : k * args.in + column;
-    sum += static_cast<double>(static_cast<float>(left[row * depth + k])) *
-           static_cast<double>(static_cast<float>(weight[at]));
+    const int64_t at = weight + (forward ? column * args.in + k : k * args.in + column);
+    sum += operand(args.left, row * depth + k) * operand(args.right, at);
+    if (product == GroupedProduct::kBackwardInputOfTwo) {
+      sum += operand(args.second_left, row * depth + k) * operand(args.second_right, at);
+    }
   }
   result[flat] = sum;
 }

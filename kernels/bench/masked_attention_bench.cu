@@ -227,9 +227,15 @@ double AddedError(const DeviceBuffer<float>& sum, const std::vector<double>& bef
   return RelativeError(added, reference);
 }
 
-// After CheckForward, with its o and lse.
-void CheckBackward(const Shape& shape, const char* name, Buffers& b,
-                   const MaskedResult& reference) {
+struct Gradients {
+  std::vector<__nv_bfloat16> dq;
+  std::vector<float> dk, dv, target;
+};
+
+// After CheckForward, with its o and lse. `ds_bytes` of dS may be kept.
+Gradients CheckBackward(const Shape& shape, const char* name, Buffers& b,
+                        const MaskedResult& reference, int64_t ds_bytes) {
+  b.keys.ds_bytes = ds_bytes;
   DeviceBuffer<uint8_t> workspace(b.Workspace(shape, MaskedAttentionPass::kBackward));
   const auto fill = [&] {
     b.dq.Poison();
@@ -247,13 +253,11 @@ void CheckBackward(const Shape& shape, const char* name, Buffers& b,
   const std::vector<double> dv_before = ToDouble(b.dv.Download());
   workspace.Poison();
   run();
-  const std::vector<__nv_bfloat16> dq = b.dq.Download();
-  const std::vector<float> dk = b.dk.Download(), dv = b.dv.Download();
-  const std::vector<float> target = b.target.Download();
+  const Gradients result = {b.dq.Download(), b.dk.Download(), b.dv.Download(), b.target.Download()};
   workspace.Zero();
   run();
   const std::pair<const char*, double> errors[] = {
-      {"dq", RelativeError(ToDouble(dq), reference.dq)},
+      {"dq", RelativeError(ToDouble(result.dq), reference.dq)},
       {"dk", AddedError(b.dk, dk_before, reference.dk)},
       {"dv", AddedError(b.dv, dv_before, reference.dv)}};
   char text[128];
@@ -262,14 +266,31 @@ void CheckBackward(const Shape& shape, const char* name, Buffers& b,
     Expect(error < 6e-3, text, error);
   }
   if (shape.choice != Choice::kNone) {
-    const double error = RelativeError(ToDouble(target), reference.target);
+    const double error = RelativeError(ToDouble(result.target), reference.target);
     std::snprintf(text, sizeof text, "%s target", name);
     Expect(error < 2e-5, text, error);
   }
-  const bool same = SameBits(dq, b.dq.Download()) && SameBits(dk, b.dk.Download()) &&
-                    SameBits(dv, b.dv.Download()) &&
-                    (target.empty() || SameBits(target, b.target.Download()));
+  const bool same = SameBits(result.dq, b.dq.Download()) && SameBits(result.dk, b.dk.Download()) &&
+                    SameBits(result.dv, b.dv.Download()) &&
+                    (result.target.empty() || SameBits(result.target, b.target.Download()));
   Expect(same, "  the same bits again, whatever the workspace held", same);
+  return result;
+}
+
+// dS of all heads kept, of few at a time, and none.
+void CheckBackwards(const Shape& shape, const char* name, Buffers& b,
+                    const MaskedResult& reference) {
+  const int64_t head = MaskedTilesOfHead(b.keys) * kMaskedTileBytes;
+  const Gradients all = CheckBackward(shape, name, b, reference, head * shape.heads);
+  const Gradients few =
+      CheckBackward(shape, "  few heads at a time", b, reference, head * (1 + shape.heads / 3));
+  const Gradients none = CheckBackward(shape, "  dS made again", b, reference, 0);
+  Expect(SameBits(all.dq, few.dq), "  dq does not depend on the heads at a time", 1);
+  const bool same = SameBits(all.dk, few.dk) && SameBits(all.dv, few.dv) &&
+                    SameBits(all.dk, none.dk) && SameBits(all.dv, none.dv);
+  Expect(same, "  dk, dv of the three: the same bits", same);
+  const double error = RelativeError(ToDouble(all.dq), ToDouble(none.dq));
+  Expect(error < 6e-3, "  dq of a kept dS beside that of one made again", error);
 }
 
 void CheckShape(const Shape& shape, uint64_t seed) {
@@ -279,7 +300,7 @@ void CheckShape(const Shape& shape, uint64_t seed) {
   Buffers b(shape, seed, /*with_empty_rows=*/true);
   const MaskedResult reference = ReferenceMaskedAttention(ToProblem(shape, b));
   CheckForward(shape, name, b, reference);
-  CheckBackward(shape, name, b, reference);
+  CheckBackwards(shape, name, b, reference);
 }
 
 void CheckAll(uint64_t seed) {
@@ -334,19 +355,38 @@ void TimeShape(Timer& timer, Report& report, const Shape& shape, double gemm) {
     add("forward", timer.MedianMs([&] { LaunchMaskedAttentionForward(args, nullptr); }, repeats),
         2.0 * (kQueryDim + kValueDim));
   }
-  {
-    b.dk.Zero();
-    b.dv.Zero();
-    DeviceBuffer<uint8_t> workspace(b.Workspace(shape, MaskedAttentionPass::kBackward));
-    MaskedAttentionBackwardArgs args = b.Backward(shape, workspace.get());
-    if (args.target_TK != nullptr) {
-      add("with target",
-          timer.MedianMs([&] { LaunchMaskedAttentionBackward(args, nullptr); }, repeats),
-          2.0 * (3 * kQueryDim + 2 * kValueDim));
-      args.target_TK = nullptr;
+  // Gradients of keys written in bf16, as for all rows of a sequence. In turns, so that all of them
+  // find the chip as warm.
+  DeviceBuffer<__nv_bfloat16> dk(b.k.size()), dv(b.v.size());
+  struct Variant {
+    const char* name;
+    int64_t ds_bytes;
+    bool target;
+    std::vector<double> ms = {};
+  };
+  std::vector<Variant> variants = {{"backward", kMaskedScoreGradientBytes, false},
+                                   {"dS made again", 0, false}};
+  if (shape.choice != Choice::kNone) {
+    variants.push_back({"with target", kMaskedScoreGradientBytes, true});
+    variants.push_back({"again, target", 0, true});
+  }
+  b.keys.ds_bytes = kMaskedScoreGradientBytes;
+  DeviceBuffer<uint8_t> workspace(b.Workspace(shape, MaskedAttentionPass::kBackward));
+  for (int turn = 0; turn < repeats; ++turn) {
+    for (Variant& variant : variants) {
+      b.keys.ds_bytes = variant.ds_bytes;
+      MaskedAttentionBackwardArgs args = b.Backward(shape, workspace.get());
+      args.dk_SHQ = dk.get();
+      args.dv_SHV = dv.get();
+      args.writes_keys = true;
+      if (!variant.target) args.target_TK = nullptr;
+      variant.ms.push_back(
+          timer.MedianMs([&] { LaunchMaskedAttentionBackward(args, nullptr); }, 1));
     }
-    add("backward", timer.MedianMs([&] { LaunchMaskedAttentionBackward(args, nullptr); }, repeats),
-        2.0 * (3 * kQueryDim + 2 * kValueDim));
+  }
+  for (Variant& variant : variants) {
+    std::sort(variant.ms.begin(), variant.ms.end());
+    add(variant.name, variant.ms[variant.ms.size() / 2], 2.0 * (3 * kQueryDim + 2 * kValueDim));
   }
 }
 

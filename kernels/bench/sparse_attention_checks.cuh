@@ -9,6 +9,7 @@
 
 #include "kernels/bench/harness.cuh"
 #include "kernels/bench/sparse_attention_reference.h"
+#include "kernels/ops/attention/sparse_attention_forward_plan_cuda.h"
 
 namespace baleen::bench {
 
@@ -27,6 +28,12 @@ inline std::vector<double> RandomBf16(size_t count, uint64_t seed) {
     out[i] = __bfloat162float(__float2bfloat16(float(NormalAt(seed, i))));
   }
   return out;
+}
+
+// Room for the parts of a forward's last works.
+inline size_t ForwardPartFloats(int tokens, int heads, int queries_a_pack, int selected) {
+  return size_t(SparseAttentionForwardPartFloats(PlanSparseAttentionForward(
+      SparseAttentionForwardWorks(tokens, heads, queries_a_pack), selected)));
 }
 
 // The largest difference of finite values; those of rows without keys must be -inf exactly.

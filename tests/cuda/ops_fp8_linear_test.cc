@@ -259,6 +259,18 @@ TEST(CudaFp8Linear, GivesTheSameBitsTwiceAndNothingForNoRows) {
   EXPECT_TRUE(SameBits(OnHost(once), OnHost(twice)));
 }
 
+TEST(CudaFp8Linear, WritesAGradientOverWhateverWasThere) {
+  for (const int64_t rows : {0, 300}) {
+    const OperandPair x = RandomPair(DType::kBF16, {rows, 256}, 1),
+                      dy = RandomPair(DType::kBF16, {rows, 144}, 2);
+    const Tensor added = Gpu().Zeros(DType::kF32, {144, 256});
+    const OperandPair written = PairOf({144, 256}, std::vector<float>(144 * 256, NAN), DType::kF32);
+    Fp8LinearBackwardWeight(Gpu(), dy.gpu, x.gpu, added);
+    Fp8LinearBackwardWeight(Gpu(), dy.gpu, x.gpu, written.gpu, Accumulate::kOverwrite);
+    EXPECT_LE(ErrorOf(written.gpu, OnHost(added)), kSumTolerance) << rows;
+  }
+}
+
 TEST(CudaFp8Linear, KeepsNotANumberInItsRow) {
   OperandPair x = RandomPair(DType::kBF16, {37, 272}, 1);
   const OperandPair w = RandomPair(DType::kBF16, {48, 272}, 2);

@@ -12,6 +12,7 @@
 #include "kernels/ops/indexer/indexer_kernels.h"
 #include "kernels/ops/indexer/indexer_ops_cuda.h"
 #include "tests/cuda/indexer_support.h"
+#include "tests/cuda/racecheck.h"
 
 namespace baleen {
 namespace {
@@ -22,10 +23,11 @@ constexpr DType kF32 = DType::kF32, kBF16 = DType::kBF16;
 
 // Tuned: 64 x 128 and 32 x 128 in bf16 (dense: 64 x 128 beside a main width of 192).
 const std::vector<IndexerShape>& Shapes() {
+  const int64_t heads = UnderRacecheck() ? 4 : 64;  // of fp32, whose kernel takes any number
   static const std::vector<IndexerShape> shapes = {
       {kBF16, 70, 170, 64, 128, 48, 3, 192}, {kBF16, 45, 100, 32, 128, 40, 2, 192},
       {kBF16, 50, 130, 4, 128, 32, 4, 160},  {kBF16, 50, 130, 4, 32, 16, 3, 24},
-      {kBF16, 37, 37, 3, 20, 9, 2, 17},      {kF32, 40, 90, 64, 128, 33, 2, 192},
+      {kBF16, 37, 37, 3, 20, 9, 2, 17},      {kF32, 40, 90, heads, 128, 33, 2, 192},
       {kF32, 50, 130, 4, 32, 70, 3, 24},     {kF32, 37, 37, 3, 20, 9, 1, 17},
       {kF32, 70, 150, 20, 70, 24, 2, 33},    {kF32, 1, 3, 1, 1, 2, 1, 1},
   };
@@ -66,7 +68,7 @@ TEST(CudaIndexerScores, AreTheDefinitionsInsideTheWindows) {
                                       0x1p-23 * (4 + static_cast<double>(shape.J) / 16));
     const std::vector<double> gpu = on_gpu();
     EXPECT_LE(RelativeError(gpu, cpu), tolerance);
-    EXPECT_EQ(on_gpu(), gpu);
+    if (!UnderRacecheck()) EXPECT_EQ(on_gpu(), gpu);
   }
 }
 

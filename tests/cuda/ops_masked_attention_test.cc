@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "kernels/ops/attention/attention.h"
+#include "kernels/ops/attention/masked_attention_backward_cuda.h"
 #include "kernels/ops/attention/masked_attention_gpu.h"
 #include "kernels/ops/elementwise.h"
 #include "tests/cuda/ops_support.h"
+#include "tests/cuda/racecheck.h"
 
 namespace baleen {
 namespace {
@@ -186,6 +188,8 @@ TEST(CudaAttentionOnTensorCores, IsTheDefinitionOnWindows) {
   ExpectDefinition(Case(129, 517, 2), Causal(129, 517));
   ExpectDefinition(Case(700, 650, 2), Mixed(700, 650));
   ExpectDefinition(Case(2, 3, 5), WindowsOf({1, 0}, {3, 1}));
+  // More tiles than multiprocessors: a thread block goes from one to the next.
+  ExpectDefinition(Case(129, 130, 140), Causal(129, 130));
 }
 
 TEST(CudaAttentionOnTensorCores, IsTheDefinitionOnListsAndGivesTheTarget) {
@@ -217,8 +221,10 @@ TEST(CudaAttentionOnTensorCores, RowsWithoutKeysAreZeroAndChangeNothing) {
   }
 }
 
+// Of rows so few that no call keeps dS: whether one does is the only thing about a chunk that dq's
+// bits depend on.
 TEST(CudaAttentionOnTensorCores, ARowHasTheSameBitsInEveryChunkOfRows) {
-  const Case c(300, 400, 2);
+  const Case c(300, 800, 2);
   const SeenKeys seen = Causal(c.T, c.S).OnTheGpu();
   const AttentionResult whole = Forward(c, seen);
   const Tensor whole_dq = Backward(c, whole, seen);
@@ -233,6 +239,60 @@ TEST(CudaAttentionOnTensorCores, ARowHasTheSameBitsInEveryChunkOfRows) {
     ExpectSameBits(rows.o_THV, OnHost(whole.o_THV.Rows(first, last)));
     ExpectSameBits(rows.lse_TH, OnHost(whole.lse_TH.Rows(first, last)));
     ExpectSameBits(Backward(part, rows, part_seen), OnHost(whole_dq.Rows(first, last)));
+  }
+}
+
+// dS of all heads kept for dq, of one or two at a time, and none: dk and dv do not depend on it, dq
+// only on whether.
+TEST(CudaAttentionOnTensorCores, KeepsScoreGradientsOfAnyNumberOfHeads) {
+  const int64_t T = testing::UnderRacecheck() ? 390 : 700;
+  const Case c(T, T, 5);
+  for (const Seen& keys : {Mixed(T, T), Lists(T, T, 90), Causal(T, T)}) {
+    const SeenKeys seen = keys.OnTheGpu();
+    const AttentionResult forward = Forward(c, seen);
+    MaskedAttentionBackwardArgs args;
+    args.keys.num_rows = args.keys.num_keys = static_cast<int>(T);
+    if (keys.ids.empty()) {
+      args.keys.key_begin_T = seen.windows.begin_T.data<int32_t>();
+      args.keys.key_end_T = seen.windows.end_T.data<int32_t>();
+    } else {
+      args.keys.num_selected = static_cast<int>(seen.ids_TK.dim(1));
+      args.keys.ids_TK = seen.ids_TK.data<int32_t>();
+    }
+    args.q_THQ = c.q.gpu.raw();
+    args.k_SHQ = c.k.gpu.raw();
+    args.v_SHV = c.v.gpu.raw();
+    args.o_THV = forward.o_THV.raw();
+    args.lse_TH = forward.lse_TH.data<float>();
+    args.do_THV = c.d_out.gpu.raw();
+    args.num_heads = 5;
+    args.scale = static_cast<float>(c.scale);
+    args.writes_keys = true;
+    const int64_t head = MaskedTilesOfHead(args.keys) * kMaskedTileBytes;
+    Tensor dq[4], dk[4], dv[4];
+    for (const int heads : {5, 2, 1, 0}) {
+      if (heads == 1 && testing::UnderRacecheck()) continue;
+      const int i = heads == 5 ? 3 : heads;
+      SCOPED_TRACE(::testing::Message() << heads << " heads of dS kept");
+      args.keys.ds_bytes = heads * head;
+      EXPECT_EQ(KeepsScoreGradients(args.keys), heads > 0);
+      const size_t bytes =
+          LayOutMaskedAttention(args.keys, MaskedAttentionPass::kBackward, 5).bytes;
+      const Tensor workspace = Gpu().Empty(DType::kU8, {static_cast<int64_t>(bytes)});
+      dq[i] = RandomOnBoth(DType::kBF16, c.q.gpu.shape(), 7).gpu;
+      dk[i] = RandomOnBoth(DType::kBF16, c.k.gpu.shape(), 7).gpu;
+      dv[i] = RandomOnBoth(DType::kBF16, c.v.gpu.shape(), 8).gpu;
+      args.dq_THQ = dq[i].raw();
+      args.dk_SHQ = dk[i].raw();
+      args.dv_SHV = dv[i].raw();
+      args.workspace = workspace.raw();
+      LaunchMaskedAttentionBackward(args, Gpu().stream());
+      ExpectSameBits(dk[i], OnHost(dk[3]));
+      ExpectSameBits(dv[i], OnHost(dv[3]));
+      if (heads > 0) ExpectSameBits(dq[i], OnHost(dq[3]));
+    }
+    ExpectCloseInBf16("dq", dq[0], OnHost(dq[3]),
+                      c.scale * std::sqrt(static_cast<double>(kV)) * 0x1p-10);
   }
 }
 

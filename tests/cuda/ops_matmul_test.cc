@@ -2,8 +2,10 @@
 // dtype, transpose, stride and batch.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <vector>
 
+#include "kernels/core/transfer.h"
 #include "kernels/ops/linear/matmul.h"
 #include "tests/cuda/operand_pair.h"
 
@@ -17,6 +19,7 @@ using testing::OperandPair;
 using testing::ProductTolerance;
 using testing::RandomPair;
 using testing::SameBits;
+using testing::TensorOf;
 using testing::ToDoubles;
 
 struct Dtypes {
@@ -144,6 +147,19 @@ TEST(CudaLinear, HasTheResultAndTheGradientsOfTheDefinition) {
     LinearBackwardWeight(Gpu(), dy.gpu, x.gpu, dweight.gpu);
     LinearBackwardWeight(host, dy.host, x.host, dweight.host);
     EXPECT_LT(ErrorOf(dweight.gpu, dweight.host), ProductTolerance(dtype, DType::kF32, 74));
+  }
+}
+
+TEST(CudaLinear, WritesAGradientOverWhateverWasThere) {
+  for (const int64_t rows : {0, 74}) {
+    const OperandPair x = RandomPair(DType::kBF16, {rows, 72}, 1),
+                      dy = RandomPair(DType::kBF16, {rows, 56}, 2);
+    const Tensor added = Gpu().Zeros(DType::kF32, {56, 72});
+    const Tensor written = CopyToDevice(
+        Gpu(), TensorOf(Context::Cpu(), DType::kF32, {56, 72}, std::vector<double>(56 * 72, NAN)));
+    LinearBackwardWeight(Gpu(), dy.gpu, x.gpu, added);
+    LinearBackwardWeight(Gpu(), dy.gpu, x.gpu, written, Accumulate::kOverwrite);
+    EXPECT_LT(ErrorOf(written, OnHost(added)), 1e-6) << rows;
   }
 }
 

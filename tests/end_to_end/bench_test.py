@@ -11,7 +11,7 @@ import os
 import harness
 from harness import DENSE, SPARSE, WARMUP, read, run, succeed, tree, write
 
-PHASES = ["batch", "zero", "forward", "backward_input", "backward_weight", "pipeline", "statistics", "reduce", "norms",
+PHASES = ["batch", "begin", "forward", "backward_input", "backward_weight", "pipeline", "statistics", "reduce", "norms",
           "update", "summary"]
 
 

@@ -70,6 +70,15 @@ inline std::vector<OpCase> MatmulCases() {
            return {GroupedLinearBackwardInput(c, dy, w, offsets)};
          };
        }},
+      {"GroupedLinearBackwardInputOfTwo",
+       [](const Context& c, DType d) -> Call {
+         return [&c, dya = In(c, d, {60, 40}), dyb = In(c, d, {60, 40}),
+                 wa = In(c, d, {kE, 40, kD}), wb = In(c, d, {kE, 40, kD}),
+                 offsets =
+                     IntTensorOf(c, {kE + 1}, {0, 12, 24, 36, 48, 60})]() -> std::vector<Tensor> {
+           return {GroupedLinearBackwardInputOfTwo(c, dya, wa, dyb, wb, offsets)};
+         };
+       }},
       {"GroupedLinearBackwardWeight",
        [](const Context& c, DType d) -> Call {
          return [&c, dy = In(c, d, {60, 40}), x = In(c, d, {60, kD}), dw = Sums(c, d, {kE, 40, kD}),

@@ -69,7 +69,9 @@ TEST(DryRunCounts, MultiplicationsAndAdditionsByOp) {
   const auto flops = [&](const char* name) { return counter.ops.at(name).flops; };
   // Matmul and the three products of a linear layer.
   EXPECT_EQ(flops("matmul"), 2.0 * 4 * 7 * 300 * 9 + 3 * 2.0 * kT * kD * 700);
-  EXPECT_EQ(flops("grouped_matmul"), 3 * 2.0 * 60 * 40 * kD);
+  // The three products, and one of two layers.
+  EXPECT_EQ(flops("grouped_matmul"), 5 * 2.0 * 60 * 40 * kD);
+  EXPECT_EQ(counter.ops.at("grouped_matmul").calls, 4);
   EXPECT_EQ(flops("fp8_matmul"), 3 * 2.0 * kT * 304 * 48);
   EXPECT_EQ(flops("fp8_grouped_matmul"), 2 * 2.0 * 60 * 304 * 48);
   const double pairs = kT * (kT + 1) / 2.0, listed = kT * kK;

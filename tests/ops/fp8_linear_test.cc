@@ -143,6 +143,10 @@ TEST(Fp8Linear, IsTheLinearLayerOfTheRoundedValues) {
       LinearBackwardWeight(context, dy, x, exact);
       EXPECT_LT(RelativeError(dw, exact), 0.05);
       EXPECT_EQ(RelativeError(dw, exact) > 0.005, rows > 0);
+      const Tensor from_zero = context.Zeros(dtype, {out, in});
+      Fp8LinearBackwardWeight(context, dy, x, from_zero);
+      Fp8LinearBackwardWeight(context, dy, x, dw, Accumulate::kOverwrite);
+      EXPECT_TRUE(SameBits(dw, from_zero));
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/ops/elementwise.h"
 #include "kernels/ops/linear/matmul.h"
 #include "tests/support/gradient_check.h"
 #include "tests/support/random_tensor.h"
@@ -14,6 +15,7 @@ namespace {
 using testing::GradientError;
 using testing::IntTensorOf;
 using testing::RandomTensor;
+using testing::RelativeError;
 using testing::SameBits;
 using testing::TensorOf;
 using testing::ToDoubles;
@@ -76,6 +78,41 @@ TEST(GroupedMatmul, HasTheGradientsOfCentralDifferences) {
     const Tensor dweight = context.Zeros(DType::kF64, {experts, 4, 3});
     GroupedLinearBackwardWeight(context, dy, x, offsets_L1, dweight);
     EXPECT_LT(GradientError(loss, weight, dweight), 1e-8);
+    const Tensor written = RandomTensor(context, DType::kF64, {experts, 4, 3}, 5);
+    GroupedLinearBackwardWeight(context, dy, x, offsets_L1, written, Accumulate::kOverwrite);
+    EXPECT_TRUE(SameBits(written, dweight));
+  }
+}
+
+TEST(GroupedMatmul, SumsTheInputsGradientsOfTwoLayersByHand) {
+  const Context context = Context::Cpu();
+  const Tensor dya = TensorOf(context, DType::kF32, {3, 2}, {1, 2, 3, 4, 5, 6});
+  const Tensor dyb = TensorOf(context, DType::kF32, {3, 2}, {7, 8, 9, 1, 2, 3});
+  // Expert 0, none, expert 2: [out 2, in 1] each.
+  const Tensor wa = TensorOf(context, DType::kF32, {3, 2, 1}, {1, 10, 0, 0, 100, 1000});
+  const Tensor wb = TensorOf(context, DType::kF32, {3, 2, 1}, {2, 20, 0, 0, 200, 2000});
+  const Tensor offsets = IntTensorOf(context, {4}, {0, 1, 1, 3});
+  EXPECT_EQ(
+      ToDoubles(GroupedLinearBackwardInputOfTwo(context, dya, wa, dyb, wb, offsets)),
+      (std::vector<double>{1 + 20 + 14 + 160, 300 + 4000 + 1800 + 2000, 500 + 6000 + 400 + 6000}));
+}
+
+TEST(GroupedMatmul, SumsTheInputsGradientsOfTwoLayersAsTwoProductsAndASum) {
+  const Context context = Context::Cpu();
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    for (const std::vector<int32_t>& offsets : OffsetCases()) {
+      const int64_t experts = static_cast<int64_t>(offsets.size()) - 1, rows = offsets.back();
+      const Tensor dya = RandomTensor(context, dtype, {rows, 37}, 1);
+      const Tensor dyb = RandomTensor(context, dtype, {rows, 37}, 2);
+      const Tensor wa = RandomTensor(context, dtype, {experts, 37, 19}, 3);
+      const Tensor wb = RandomTensor(context, dtype, {experts, 37, 19}, 4);
+      const Tensor offsets_L1 = IntTensorOf(context, {experts + 1}, offsets);
+      const Tensor expected = GroupedLinearBackwardInput(context, dya, wa, offsets_L1);
+      AddInPlace(context, expected, GroupedLinearBackwardInput(context, dyb, wb, offsets_L1));
+      const Tensor dx = GroupedLinearBackwardInputOfTwo(context, dya, wa, dyb, wb, offsets_L1);
+      EXPECT_EQ(dx.shape(), (Shape{rows, 19}));
+      EXPECT_LE(RelativeError(dx, expected), dtype == DType::kF32 ? 1e-6 : 1e-15);
+    }
   }
 }
 
@@ -86,6 +123,23 @@ TEST(GroupedMatmul, AddsToTheWeightGradientAndLeavesEmptyExpertsAsTheyAre) {
   const Tensor dweight = TensorOf(context, DType::kF32, {3, 1, 1}, {1, 2, 3});
   GroupedLinearBackwardWeight(context, dy, x, IntTensorOf(context, {4}, {0, 0, 2, 2}), dweight);
   EXPECT_EQ(ToDoubles(dweight), (std::vector<double>{1, 52, 3}));
+}
+
+TEST(GroupedMatmulDeathTest, RefusesTwoLayersOfDifferentShapes) {
+  const Context context = Context::Cpu();
+  const Tensor dy = context.Zeros(DType::kF32, {4, 5}),
+               weight = context.Zeros(DType::kF32, {2, 5, 3});
+  const Tensor offsets = IntTensorOf(context, {3}, {0, 1, 4});
+  const auto of_two = [&](const Tensor& dya, const Tensor& wa, const Tensor& dyb,
+                          const Tensor& wb) {
+    GroupedLinearBackwardInputOfTwo(context, dya, wa, dyb, wb, offsets);
+  };
+  EXPECT_DEATH(of_two(dy, weight, context.Zeros(DType::kF32, {3, 5}), weight),
+               "dyb is F32\\[3, 5\\], expected F32\\[4, 5\\]");
+  EXPECT_DEATH(of_two(dy, weight, dy, context.Zeros(DType::kF32, {2, 5, 2})),
+               "second weight is F32\\[2, 5, 2\\], expected F32\\[2, 5, 3\\]");
+  const Tensor wide = context.Zeros(DType::kF32, {4, 6});
+  EXPECT_DEATH(of_two(wide, weight, wide, weight), "dya F32\\[4, 6\\], weight F32\\[2, 5, 3\\]");
 }
 
 TEST(GroupedMatmulDeathTest, RefusesOffsetsThatDoNotCoverTheRows) {

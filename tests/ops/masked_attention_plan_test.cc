@@ -37,11 +37,25 @@ std::vector<Part> PartsOf(const MaskedAttentionKeys& keys, MaskedAttentionPass p
   EXPECT_EQ(static_cast<size_t>(l.padded_keys), columns);
   EXPECT_GE(stride, 1 + Tiles(keys.num_keys, backward ? kMaskedStep : kMaskedTile));
   EXPECT_GE(stride, backward ? 1 + Tiles(keys.num_rows, kMaskedStep) : 0);
-  std::vector<Part> parts = {{"counters", l.counters, 4 * kMaskedCounters},
+  const size_t row_tiles = rows / 128;
+  const size_t counters =
+      l.keeps_ds ? 2 * static_cast<size_t>(MaskedHeadRounds(keys, heads)) : kMaskedCounters;
+  EXPECT_EQ(l.keeps_ds, backward && KeepsScoreGradients(keys));
+  EXPECT_EQ(static_cast<size_t>(l.num_counters), counters);
+  std::vector<Part> parts = {{"counters", l.counters, 4 * counters},
                              {"begin_T", l.begin_T, 4 * rows},
                              {"end_T", l.end_T, 4 * rows},
-                             {"block_windows", l.block_windows, 16 * row_blocks},
-                             {"row_lists", l.row_lists, Tiles(keys.num_rows, 128) * stride * 4}};
+                             {"block_windows", l.block_windows, 16 * row_blocks}};
+  if (!l.keeps_ds) {
+    parts.push_back({"row_lists", l.row_lists, Tiles(keys.num_rows, 128) * stride * 4});
+  } else {
+    parts.push_back({"places", l.places, row_tiles * (columns / 128) * 4});
+    parts.push_back({"tile_counts", l.tile_counts, row_tiles * 4});
+    parts.push_back({"rounds", l.rounds, 8});
+    // The target lies where dS did.
+    EXPECT_LE(l.ds + static_cast<size_t>(MaskedTilesHeld(keys, heads)) * 32768, l.bytes);
+    EXPECT_EQ(l.ds, l.target);
+  }
   if (selected) {
     parts.push_back({"row_bits", l.row_bits, words * rows * 4});
     parts.push_back({"flags", l.flags, row_blocks * words});
@@ -64,16 +78,22 @@ struct Call {
 };
 constexpr Call kCalls[] = {{1, 1, -1, 1},           {1, 1, 0, 1},
                            {129, 5000, -1, 3},      {5000, 129, 64, 16},
-                           {4096, 4096, 2048, 128}, {300, 131072, 2048, 128}};
+                           {4096, 4096, 2048, 128}, {300, 131072, 2048, 128},
+                           {40000, 40000, 2048, 4}};
 
 TEST(MaskedAttentionPlan, PartsLieApartAndHoldWhatTheKernelsWrite) {
-  for (const MaskedAttentionPass pass :
-       {MaskedAttentionPass::kForward, MaskedAttentionPass::kBackward}) {
+  constexpr MaskedAttentionPass kForward = MaskedAttentionPass::kForward;
+  constexpr MaskedAttentionPass kBackward = MaskedAttentionPass::kBackward;
+  for (const auto& [pass, ds_bytes] : {std::pair<MaskedAttentionPass, int64_t>{kForward, 0},
+                                       {kBackward, 0},
+                                       {kBackward, kMaskedScoreGradientBytes}}) {
     for (const Call& call : kCalls) {
-      SCOPED_TRACE(::testing::Message() << call.rows << " x " << call.keys << ", " << call.selected
-                                        << " selected, pass " << static_cast<int>(pass));
-      std::vector<Part> parts =
-          PartsOf(Keys(call.rows, call.keys, call.selected), pass, call.heads);
+      SCOPED_TRACE(::testing::Message()
+                   << call.rows << " x " << call.keys << ", " << call.selected << " selected, pass "
+                   << static_cast<int>(pass) << ", dS of " << ds_bytes << " bytes");
+      MaskedAttentionKeys keys = Keys(call.rows, call.keys, call.selected);
+      keys.ds_bytes = ds_bytes;
+      std::vector<Part> parts = PartsOf(keys, pass, call.heads);
       std::stable_sort(parts.begin(), parts.end(),
                        [](const Part& a, const Part& b) { return a.begin < b.begin; });
       EXPECT_EQ(parts.front().begin, 0u);
@@ -106,6 +126,49 @@ TEST(MaskedAttentionPlan, OnlyASelectionNeedsBitsAndOnlyItsBackwardATarget) {
   EXPECT_EQ(LayOutMaskedAttention(Keys(4096, 4096, 64), forward, 128).target_chunk, 0);
   EXPECT_EQ(LayOutMaskedAttention(Keys(4096, 4096, -1), backward, 128).target_chunk, 0);
   EXPECT_EQ(LayOutMaskedAttention(Keys(4096, 4096, 64), backward, 128).target_chunk, 4096);
+}
+
+// Tiles of 128 x 128 pairs take 32 KiB: 73728 of them 2.25 GiB.
+TEST(MaskedAttentionPlan, KeepsScoreGradientsWhereThoseOfAHeadFit) {
+  MaskedAttentionKeys keys = Keys(300, 257, -1);
+  EXPECT_EQ(MaskedTilesOfHead(keys), 9);
+  EXPECT_FALSE(KeepsScoreGradients(keys));
+  keys.ds_bytes = 9 * 32768;
+  EXPECT_TRUE(KeepsScoreGradients(keys));
+  --keys.ds_bytes;
+  EXPECT_FALSE(KeepsScoreGradients(keys));
+}
+
+TEST(MaskedAttentionPlan, KeepsScoreGradientsWhereRowsAreMoreThanHalfOfTheKeys) {
+  const auto bytes = [](int rows, int num_keys, int heads) {
+    return MaskedScoreGradientBytes(Keys(rows, num_keys, -1), heads);
+  };
+  constexpr int64_t kAll = int64_t{9} << 28;
+  EXPECT_EQ(bytes(1, 1, 1), kAll);
+  EXPECT_EQ(bytes(4096, 4096, 128), kAll);
+  EXPECT_EQ(bytes(32768, 32768, 128), kAll);
+  EXPECT_EQ(bytes(32768, 36864, 128), kAll);
+  EXPECT_EQ(bytes(32768, 36865, 128), 0);  // 289 tiles: more than 2.25 GiB a head
+  EXPECT_EQ(bytes(4097, 8192, 128), kAll);
+  EXPECT_EQ(bytes(4096, 8192, 128), 0);
+  EXPECT_EQ(bytes(1024, 16384, 1), 0);
+  EXPECT_EQ(bytes(0, 1, 128), 0);
+  EXPECT_EQ(bytes(4096, 4096, 0), 0);
+}
+
+TEST(MaskedAttentionPlan, HoldsAsManyHeadsAtOnceAsFitWhateverIsSeen) {
+  const auto square = [](int length) {
+    MaskedAttentionKeys keys = Keys(length, length, -1);
+    keys.ds_bytes = kMaskedScoreGradientBytes;
+    return keys;
+  };
+  EXPECT_EQ(MaskedHeadRounds(square(4096), 128), 2);
+  EXPECT_EQ(MaskedTilesHeld(square(4096), 128), 73728);
+  EXPECT_EQ(MaskedHeadRounds(square(4096), 72), 1);
+  EXPECT_EQ(MaskedHeadRounds(square(4096), 73), 2);
+  EXPECT_EQ(MaskedTilesHeld(square(4096), 3), 3 * 1024);
+  EXPECT_EQ(MaskedHeadRounds(square(32768), 128), 128);
+  EXPECT_EQ(MaskedHeadRounds(square(0), 128), 0);
 }
 
 TEST(MaskedAttentionKernel, IsChosenByDtypeAndWidths) {

@@ -305,6 +305,9 @@ TEST(Linear, HasTheGradientsOfCentralDifferences) {
   const std::vector<double> once = ToDoubles(dweight);
   LinearBackwardWeight(context, dy, x, dweight);
   for (int64_t i = 0; i < dweight.num_elements(); ++i) EXPECT_EQ(At(dweight, i), 2 * once[i]);
+  // Or written over.
+  LinearBackwardWeight(context, dy, x, dweight, Accumulate::kOverwrite);
+  EXPECT_EQ(ToDoubles(dweight), once);
 }
 
 TEST(Linear, TakesZeroRows) {
@@ -315,6 +318,8 @@ TEST(Linear, TakesZeroRows) {
   const Tensor dweight = TensorOf(context, DType::kF32, {4, 5}, std::vector<double>(20, 1.5));
   LinearBackwardWeight(context, y, x, dweight);
   EXPECT_EQ(ToDoubles(dweight), std::vector<double>(20, 1.5));
+  LinearBackwardWeight(context, y, x, dweight, Accumulate::kOverwrite);
+  EXPECT_EQ(ToDoubles(dweight), std::vector<double>(20, 0.0));
 }
 
 TEST(MatmulDeathTest, NamesTheShapesThatDoNotFit) {

@@ -4,6 +4,7 @@
 
 #include "kernels/ops/attention/sparse_attention.h"
 #include "kernels/ops/attention/sparse_attention_backward_plan_cuda.h"
+#include "kernels/ops/attention/sparse_attention_forward_plan_cuda.h"
 #include "kernels/ops/attention/sparse_attention_general_cuda.h"
 #include "kernels/ops/attention/sparse_attention_packs_cuda.h"
 
@@ -17,6 +18,33 @@ constexpr size_t kShortStepBytes = size_t{3} * 32 * 2048 * (512 / 8 * 12 + 64 * 
 
 SparseAttentionBackwardPlan PlanOf(const SparseAttentionBackwardShape& shape, size_t budget) {
   return PlanSparseAttentionBackward(shape, budget);
+}
+
+TEST(PlanSparseAttentionForward, DividesTheWorksOfTheLastTurnAmongAllMultiprocessors) {
+  struct Case {
+    int tokens, heads, queries_a_pack, selected, whole, divided, parts;
+  };
+  for (const Case& c : {Case{4096, 64, 1, 2048, 31 * 132, 4, 16},
+                        {4096, 128, 1, 2048, 62 * 132, 8, 16},
+                        {32768, 64, 1, 2048, 248 * 132, 32, 4},
+                        {198, 64, 1, 2048, 132, 66, 2},
+                        {140, 64, 1, 192, 132, 8, 3},         // no more than blocks of keys
+                        {199, 64, 1, 2048, 199, 0, 1},        // too many left to divide
+                        {131072, 64, 1, 2048, 131072, 0, 1},  // 128 left
+                        {264, 64, 1, 2048, 264, 0, 1},        // none left
+                        {131, 64, 1, 2048, 131, 0, 1},        // less than a turn
+                        {140, 64, 1, 64, 140, 0, 1},          // one block of keys
+                        {1057, 16, 4, 8192, 264, 1, 16}}) {   // 265 packs
+    const int works = SparseAttentionForwardWorks(c.tokens, c.heads, c.queries_a_pack);
+    const SparseAttentionForwardPlan plan = PlanSparseAttentionForward(works, c.selected);
+    EXPECT_EQ(plan.whole, c.whole) << c.tokens;
+    EXPECT_EQ(plan.divided, c.divided) << c.tokens;
+    EXPECT_EQ(plan.parts, c.parts) << c.tokens;
+    EXPECT_EQ(plan.whole + plan.divided, works) << c.tokens;
+    EXPECT_EQ(plan.turns, c.whole + c.divided * c.parts) << c.tokens;
+    EXPECT_EQ(SparseAttentionForwardPartFloats(plan), int64_t{c.divided} * c.parts * 64 * 513)
+        << c.tokens;
+  }
 }
 
 TEST(PlanSparseAttentionBackward, TakesTheChunksThatTheBenchFoundBest) {
@@ -85,6 +113,57 @@ TEST(SparseAttentionBackwardWorkspace, HoldsEachPartOnceAndStaysNearTheBudget) {
   }
 }
 
+TEST(PlanSparseAttentionBackwardPacks, TakesNoMoreMemoryThanSingleQueriesOrTheBudget) {
+  constexpr size_t kBudget = 5 * kGiB / 2;
+  for (const int tokens : {528, 1056, 4096, 4097, 100000}) {
+    for (const int keys : {0, 1, 8192, 131072, 1 << 22, 1 << 28}) {
+      for (const int heads : {16, 32}) {
+        const SparseAttentionBackwardShape shape{tokens, keys, heads, 2048};
+        const SparseAttentionBackwardPlan single = PlanOf(shape, kBudget);
+        const SparseAttentionBackwardPacksPlan packs =
+            PlanSparseAttentionBackwardPacks(shape, single, 64 / heads, kBudget);
+        SCOPED_TRACE(::testing::Message()
+                     << tokens << " queries, " << keys << " keys, " << heads << " heads");
+        if (keys <= 131072) {
+          EXPECT_EQ(packs.queries, 64 / heads);
+        } else if (keys == 1 << 28) {
+          EXPECT_EQ(packs.queries, 1);
+        }
+        const size_t bytes = SparseAttentionBackwardWorkspace(shape, single);
+        EXPECT_LE(SparseAttentionBackwardWorkspace(shape, single, packs), std::max(bytes, kBudget));
+        if (packs.queries == 1) continue;
+        EXPECT_EQ(packs.shape.num_tokens, (tokens + packs.queries - 1) / packs.queries);
+        EXPECT_EQ(packs.shape.num_selected, packs.queries * 2048);
+        // A launch has whole chunks, whichever the device chooses.
+        for (const int chunk : packs.chunks) {
+          EXPECT_EQ(packs.span % chunk, 0);
+          EXPECT_EQ(chunk % 32, 0);
+          EXPECT_EQ(chunk % packs.packs_a_sum, 0);
+          EXPECT_LE(chunk, packs.LargestChunk());
+          EXPECT_GE(chunk, packs.SmallestChunk());
+        }
+        const SparseAttentionBackwardLayout layout = LayOutSparseAttentionBackward(packs);
+        EXPECT_LE(layout.rows + size_t(packs.ring_rows) * kScatterRowBytesShort, layout.bytes);
+      }
+    }
+  }
+  // Four chunks at least, of 64 packs or more.
+  const auto largest = [&](int tokens, int queries) {
+    const SparseAttentionBackwardShape shape{tokens, 8192, 64 / queries, 2048};
+    return PlanSparseAttentionBackwardPacks(shape, PlanOf(shape, kBudget), queries, kBudget)
+        .LargestChunk();
+  };
+  EXPECT_EQ(largest(4096, 2), 384);
+  EXPECT_EQ(largest(4096, 4), 256);
+  EXPECT_EQ(largest(4092, 4), 192);
+  EXPECT_EQ(largest(528, 2), 64);
+  EXPECT_EQ(largest(400, 2), 64);
+  // All queries of a call of up to 8192 go in one launch.
+  const SparseAttentionBackwardShape shape{4096, 8192, 16, 2048};
+  EXPECT_GE(PlanSparseAttentionBackwardPacks(shape, PlanOf(shape, kBudget), 4, kBudget).span, 1024);
+  EXPECT_EQ(PlanSparseAttentionBackwardPacks(shape, PlanOf(shape, kBudget), 1, kBudget).queries, 1);
+}
+
 TEST(ChunkSparseAttentionGeneral, TakesAllRowsOfASmallModelAndOneAtLeast) {
   const SparseAttentionGeneralChunk tiny = ChunkSparseAttentionGeneral(4096, 255, 64);
   EXPECT_EQ(tiny.rows, 4096);
@@ -98,7 +177,12 @@ TEST(ChunkSparseAttentionGeneral, TakesAllRowsOfASmallModelAndOneAtLeast) {
 TEST(SparseAttentionKernelName, SaysWhichShapesRunOnTensorCores) {
   const std::string fast = SparseAttentionKernelName(DType::kBF16, 128, 576, 512, 2048);
   EXPECT_EQ(fast, "bf16 on tensor cores");
-  EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 1, 576, 512, 1), fast);
+  EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 33, 576, 512, 1), fast);
+  EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 1, 576, 512, 1), fast + ", packs of 4 queries");
+  EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 16, 576, 512, 2048),
+            fast + ", packs of 4 queries, backward where it pays");
+  EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 32, 576, 512, 2048),
+            fast + ", packs of 2 queries, backward where it pays");
   EXPECT_EQ(SparseAttentionKernelName(DType::kBF16, 96, 576, 512, 100), fast);
   const std::string general = SparseAttentionKernelName(DType::kBF16, 4, 256, 128, 64);
   EXPECT_EQ(general, "general, fp32 arithmetic");
@@ -144,8 +228,9 @@ int64_t DryForwardWorkspaces(int64_t T, int64_t H, int64_t K) {
   return found == uses.end() ? 0 : found->second.peak_bytes;
 }
 
-TEST(DrySparseAttention, TakesTheListsOfPacksOrPaddedOnes) {
-  EXPECT_EQ(DryForwardWorkspaces(4096, 64, 2048), 0);
+TEST(DrySparseAttention, TakesTheListsOfPacksOrPaddedOnesAndTheParts) {
+  EXPECT_EQ(DryForwardWorkspaces(132, 64, 2048), 0);
+  EXPECT_EQ(DryForwardWorkspaces(4096, 64, 2048), int64_t{4} * 16 * 64 * 513 * 4);
   EXPECT_EQ(DryForwardWorkspaces(4096, 64, 50), 4096 * 64 * 4);
   EXPECT_EQ(DryForwardWorkspaces(4096, 16, 2048), 4096 * 2048 * 4 + 1024 * 4);
   EXPECT_EQ(DryForwardWorkspaces(4096, 32, 50), 2048 * 128 * 4 + 2048 * 4);
@@ -170,6 +255,11 @@ TEST(DrySparseAttentionBackward, TakesTheWorkspacesOfAGpu) {
   EXPECT_EQ(DryWorkspaces(DType::kBF16, 4096, 32768, 128, 576, 512, 2048),
             static_cast<int64_t>(large));
   EXPECT_GT(large, 2 * kGiB * 19 / 20);
+  // Packs: their unions, how many keys each has, the choice; all else is the single queries'.
+  const SparseAttentionBackwardShape few{4096, 32768, 16, 2048};
+  const size_t single = SparseAttentionBackwardWorkspace(few, {384, 11 * 384});
+  EXPECT_EQ(DryWorkspaces(DType::kBF16, 4096, 32768, 16, 576, 512, 2048),
+            static_cast<int64_t>(single) + 4096 * 2048 * 4 + 1024 * 4 + 192);
   // Lists and target padded to 64 slots.
   const SparseAttentionBackwardShape padded{32, 128, 16, 64};
   EXPECT_EQ(

@@ -133,6 +133,23 @@ TEST(BenchTimeline, SumsPhasesKindsGapsAndHiddenMessages) {
   EXPECT_EQ(timeline.kinds[2].name, "copy DtoD");
 }
 
+TEST(BenchTimeline, CountsOnlyWhatOfAMessageLiesWithinTheStep) {
+  const DeviceWork kernel = DeviceWork::kKernel;
+  const DeviceTimeline timeline =
+      MakeTimeline({Record(kernel, "ncclDevKernel_AllGather", 2, 0.0, 3.0),  // of the step before
+                    Record(DeviceWork::kMark, "", 1, 1.0, 1.0, 0),
+                    Record(kernel, "nvjet_a", 1, 1.0, 2.0),
+                    Record(kernel, "ncclDevKernel_AllGather", 2, 4.0, 9.0),  // left to the next
+                    Record(DeviceWork::kMark, "", 1, 5.0, 5.0, 1)},
+                   {"only"});
+  EXPECT_THAT(timeline.message_seconds, DoubleNear(3, 1e-12));  // 1 to 3, 4 to 5
+  EXPECT_THAT(timeline.hidden_seconds, DoubleNear(1, 1e-12));   // 1 to 2
+  EXPECT_THAT(timeline.idle_seconds, DoubleNear(1, 1e-12));     // 3 to 4
+  ASSERT_EQ(timeline.kinds.size(), 2u);
+  EXPECT_EQ(timeline.kinds[0].name, "messages");
+  EXPECT_EQ(timeline.kinds[0].launches, 1);
+}
+
 TEST(BenchTimeline, WithoutMarksIsEmpty) {
   const DeviceTimeline timeline = MakeTimeline({SomeRecords().front()}, {"first"});
   EXPECT_EQ(timeline.seconds, 0);

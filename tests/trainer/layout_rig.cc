@@ -161,7 +161,7 @@ void ReadGradients(const Context& context, Optimizer& optimizer, const Parameter
   const HostBuckets host(context, store,
                          [&](int bucket) { return store.bucket_gradients(bucket); });
   for (const Parameter& p : store.parameters()) {
-    if (!p.grad.empty()) outcome.gradients.push_back({p.name, p.box, ToDoubles(host.Of(p))});
+    if (store.trains(p.id)) outcome.gradients.push_back({p.name, p.box, ToDoubles(host.Of(p))});
   }
 }
 
@@ -282,7 +282,7 @@ absl::StatusOr<StepOutcome> RunOneStep(const RigCase& c, Communicator& world,
     StepStats stats =
         StepStats::Zeros(context, c.model.num_hidden_layers + 1, c.model.n_routed_experts);
     ModelWork work(model_context, model, step.batches, pass, kind, stats);
-    optimizer.ZeroGradients();
+    optimizer.BeginStep();
     work.set_gradients_ready([&](int first, int end) { optimizer.GradientsReady(first, end); });
     RunPipeline(program, layout.part_rank, *axes.pp, work);
     optimizer.ReduceGradients();

@@ -120,6 +120,7 @@ TEST(OpsBench, RunsEveryOpOfASmallModelAndGivesItsTensorsBack) {
                            "grouped.gate.forward",
                            "grouped.down.dgrad",
                            "grouped.gate.wgrad",
+                           "grouped.gate_up.dgrad",
                            "rms_norm.forward",
                            "rope.query",
                            "swiglu.backward",
@@ -228,6 +229,7 @@ TEST(OpsBench, CountsOperationsAsPublishedFiguresDo) {
   EXPECT_DOUBLE_EQ(flops("gemm.q_b.wgrad"), 2.0 * 8192 * 1536 * 128 * 192);
   // 8 of 256 experts, 8 rows a token.
   EXPECT_DOUBLE_EQ(flops("grouped.gate.forward"), 2.0 * 8 * 8192 * 7168 * 2048);
+  EXPECT_DOUBLE_EQ(flops("grouped.gate_up.dgrad"), 2 * 2.0 * 8 * 8192 * 7168 * 2048);
   request.ops = "adamw";
   const OpCall adamw = DryCall(OneCase(sizes, request), sizes.dtype);
   EXPECT_DOUBLE_EQ(adamw.bytes, 30.0 * (int64_t{128} << 20));

@@ -145,7 +145,7 @@ class ParallelTour : public ::testing::Test {
     store_.Allocate(context_, DType::kF64, axes_, recipe.trained);
     FillParameters();
     Optimizer optimizer(context_, store_, stage.optimizer, recipe.trained, axes_, *world_);
-    optimizer.ZeroGradients();
+    optimizer.BeginStep();
     recorder_.emplace(axes_);
     MakeTourBatch();
     PassOptions pass{.scales = {.lm = 1, .mtp = 0.1, .kl = 1, .balance = 1e-2}};

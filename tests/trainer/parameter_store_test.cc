@@ -1,8 +1,11 @@
 // Values that arrive after an update: every way to them waits, for their own bucket, and the update
-// begins their gathers in the order in which a forward asks.
+// begins their gathers in the order in which a forward asks. Gradients, which begin a step without
+// a value.
 #include "trainer/model/parameter_store.h"
 
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 #include "absl/strings/str_split.h"
 #include "configs/schema/run_config.h"
@@ -78,7 +81,7 @@ TEST_F(ArrivingValues, SoDoesWhoAsksForAStackOrAWholeBucket) {
 TEST_F(ArrivingValues, GradientsWaitForNothing) {
   BeginAll();
   store_.grad(matrix_[0]);
-  store_.StackedGrad(stack_[0], 2);
+  store_.StackedSum(stack_[0], 2);
   for (const Parameter& p : store_.parameters()) store_.bucket_gradients(p.bucket);
   for (int layer = 0; layer < 2; ++layer) {
     EXPECT_FALSE(Arrived(early_[matrix_[layer]]));
@@ -97,9 +100,9 @@ TEST_F(ArrivingValues, AnUpdateGathersInTheOrderOfTheForward) {
   const auto world = Late("world");
   Optimizer optimizer(context_, store_, DefaultStageConfig().optimizer, kGroups, axes_, *world);
   for (int step = 1; step <= 2; ++step) {  // the second finds the first one's values on their way
-    optimizer.ZeroGradients();
+    optimizer.BeginStep();
     for (const Parameter& p : store_.parameters()) {
-      for (int64_t i = 0; i < p.num_elements(); ++i) p.grad.data<float>()[i] = 1;
+      for (int64_t i = 0; i < p.num_elements(); ++i) store_.grad(p.id).data<float>()[i] = 1;
     }
     optimizer.ReduceGradients();
     optimizer.ComputeNorms();
@@ -120,6 +123,60 @@ TEST_F(ArrivingValues, AnUpdateGathersInTheOrderOfTheForward) {
     for (int64_t i = 0; i < p.num_elements(); ++i)
       ASSERT_NEAR(value.data<float>()[i], 0.8, 0.05) << p.name << " " << i;
   }
+}
+
+// As ArrivingValues, one rank, with what a step before has left in every gradient.
+class StepOfGradients : public ArrivingValues {
+ protected:
+  StepOfGradients() {
+    for (const Bucket& bucket : store_.buckets()) {
+      const Tensor all = store_.bucket_gradients(Index(bucket));
+      std::fill_n(all.data<float>(), all.num_elements(), 7.0f);
+      store_.ForgetGradients(Index(bucket));
+    }
+  }
+  int Index(const Bucket& bucket) const {
+    return static_cast<int>(&bucket - store_.buckets().data());
+  }
+  static void ExpectAll(const Tensor& found, float expected) {
+    for (int64_t i = 0; i < found.num_elements(); ++i)
+      ASSERT_EQ(found.data<float>()[i], expected) << i;
+  }
+};
+
+TEST_F(StepOfGradients, TheFirstProductIsWrittenTheNextAreAdded) {
+  EXPECT_EQ(store_.sum(matrix_[0]).accumulate, Accumulate::kOverwrite);
+  EXPECT_EQ(store_.sum(matrix_[0]).accumulate, Accumulate::kAdd);
+  EXPECT_EQ(store_.sum(matrix_[1]).accumulate, Accumulate::kOverwrite);
+  EXPECT_EQ(store_.StackedSum(stack_[0], 2).accumulate, Accumulate::kOverwrite);
+  EXPECT_EQ(store_.StackedSum(stack_[0], 2).accumulate, Accumulate::kAdd);
+  EXPECT_EQ(store_.sum(stack_[0]).accumulate, Accumulate::kAdd);
+}
+
+TEST_F(StepOfGradients, WhatNothingWroteIsZeroOnceAskedFor) {
+  ExpectAll(store_.grad(matrix_[0]), 0);
+  store_.grad(matrix_[0]).data<float>()[0] = 3;
+  EXPECT_EQ(store_.grad(matrix_[0]).data<float>()[0], 3);
+  EXPECT_EQ(store_.sum(matrix_[0]).accumulate, Accumulate::kAdd);
+}
+
+TEST_F(StepOfGradients, AStackWithOneGradientIsAddedTo) {
+  const Tensor second = store_.grad(stack_[1] + 1);
+  second.data<float>()[0] = 3;
+  const ParameterStore::GradientSum sum = store_.StackedSum(stack_[1], 2);
+  EXPECT_EQ(sum.accumulate, Accumulate::kAdd);
+  ExpectAll(sum.tensor.Rows(0, 1), 0);
+  EXPECT_EQ(second.data<float>()[0], 3);
+}
+
+TEST_F(StepOfGradients, AWholeBucketHasWhatWasWrittenAndZeros) {
+  const ParameterStore::GradientSum sum = store_.sum(stack_[0] + 1);
+  std::fill_n(sum.tensor.data<float>(), sum.tensor.num_elements(), 3.0f);
+  const Tensor bucket = store_.bucket_gradients(store_.at(stack_[0]).bucket);
+  const int64_t count = sum.tensor.num_elements();
+  ASSERT_EQ(bucket.num_elements(), 2 * count);
+  ExpectAll(bucket.Flat(0, count), 0);
+  ExpectAll(bucket.Flat(count, count), 3);
 }
 
 using ArrivingValuesDeathTest = ArrivingValues;

@@ -357,7 +357,7 @@ TEST(Optimizer, ClipsByTheGlobalNormAndDecaysMatricesOnly) {
   config.weight_decay = 0.5;
   config.clip_grad.main = 1;
   Optimizer optimizer(context, store, config, {ParameterGroup::kMain}, axes, *world);
-  optimizer.ZeroGradients();
+  optimizer.BeginStep();
   store.grad(matrix).data<double>()[0] = 3;
   store.grad(vector).data<double>()[0] = 4;
   optimizer.ReduceGradients();
@@ -382,7 +382,7 @@ TEST(Optimizer, SkipsBothGroupsWhenOneIsNotFinite) {
   ASSERT_OK_AND_ASSIGN(const ProcessGrid grid, ProcessGrid::Make(1, {}));
   const GridCommunicators axes = SplitGrid(*world, grid, {0});
   Optimizer optimizer(context, store, DefaultStageConfig().optimizer, groups, axes, *world);
-  optimizer.ZeroGradients();
+  optimizer.BeginStep();
   store.grad(main).data<float>()[0] = 1;
   store.grad(indexer).data<float>()[0] = NAN;
   optimizer.ReduceGradients();

@@ -116,7 +116,7 @@ absl::StatusOr<std::vector<BenchResult>> BenchLayer(const RunSection& run, const
     UseIds(on_rank, ids, request.seed);
     BenchResult result = DescribeStage(on_rank, ids);
     result.what = moe ? "layer, moe" : "layer, dense";
-    on_rank.optimizer().ZeroGradients();
+    on_rank.optimizer().BeginStep();
     ASSIGN_OR_RETURN(
         result.measured,
         Measure(on_rank.context(), on_rank.world(),

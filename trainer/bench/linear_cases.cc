@@ -1,6 +1,7 @@
 // Products of baleen bench ops: the model's linear layers and its experts, forward, gradient of the
-// input and gradient of the weight (added to in fp32); and the same in block FP8 where the model
-// takes it (trainer/model/linear.h), quantisation included.
+// input and gradient of the weight in fp32 (a step's first is written, the next ones are added to
+// it); and the same in block FP8 where the model takes it (trainer/model/linear.h), quantisation
+// included.
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
@@ -12,9 +13,23 @@
 namespace baleen {
 namespace {
 
-enum class Pass : uint8_t { kForward, kInput, kWeight };
+enum class Pass : uint8_t { kForward, kInput, kWeight, kFirstWeight };
+constexpr Pass kPasses[] = {Pass::kForward, Pass::kInput, Pass::kWeight, Pass::kFirstWeight};
 const char* Name(Pass pass) {
-  return pass == Pass::kForward ? "forward" : pass == Pass::kInput ? "dgrad" : "wgrad";
+  switch (pass) {
+    case Pass::kForward:
+      return "forward";
+    case Pass::kInput:
+      return "dgrad";
+    case Pass::kWeight:
+      return "wgrad";
+    case Pass::kFirstWeight:
+      return "wgrad_first";
+  }
+}
+bool OfWeight(Pass pass) { return pass == Pass::kWeight || pass == Pass::kFirstWeight; }
+Accumulate AccumulateOf(Pass pass) {
+  return pass == Pass::kWeight ? Accumulate::kAdd : Accumulate::kOverwrite;
 }
 
 struct Layer {
@@ -53,12 +68,13 @@ double ProductFlops(const Layer& layer) {
          static_cast<double>(layer.out);
 }
 
-// y, dx or dW (read and written) in fp32.
+// y, dx or dW (read, if added to, and written) in fp32.
 double SumBytes(const Layer& layer, Pass pass, int64_t element) {
   const auto rows = static_cast<double>(layer.rows), out = static_cast<double>(layer.out);
   const auto in = static_cast<double>(layer.in);
   if (pass == Pass::kForward) return rows * out * (layer.statistics ? 4.0 : element);
-  return pass == Pass::kInput ? rows * in * static_cast<double>(element) : 8 * in * out;
+  if (pass == Pass::kInput) return rows * in * static_cast<double>(element);
+  return (pass == Pass::kWeight ? 8 : 4) * in * out;
 }
 
 OpCall LinearCall(OpInputs& in, const Layer& layer, Pass pass) {
@@ -80,7 +96,7 @@ OpCall LinearCall(OpInputs& in, const Layer& layer, Pass pass) {
             BytesOf({dy, w}) + written};
   }
   const Tensor dw = in.ZeroStatistics({layer.out, layer.in});
-  return {[=, &context] { LinearBackwardWeight(context, dy, x, dw); }, flops,
+  return {[=, &context] { LinearBackwardWeight(context, dy, x, dw, AccumulateOf(pass)); }, flops,
           BytesOf({dy, x}) + written};
 }
 
@@ -89,11 +105,11 @@ OpCall Fp8LinearCall(OpInputs& in, const Layer& layer, Pass pass) {
   const Tensor x = in.Normal({layer.rows, pass == Pass::kInput ? layer.out : layer.in});
   const double flops = ProductFlops(layer);
   const double written = SumBytes(layer, pass, DTypeBytes(in.dtype()));
-  if (pass == Pass::kWeight) {
+  if (OfWeight(pass)) {
     const Tensor dy = in.Normal({layer.rows, layer.out});
     const Tensor dw = in.ZeroStatistics({layer.out, layer.in});
-    return {[=, &context] { Fp8LinearBackwardWeight(context, dy, x, dw); }, flops,
-            BytesOf({dy, x}) + written};
+    return {[=, &context] { Fp8LinearBackwardWeight(context, dy, x, dw, AccumulateOf(pass)); },
+            flops, BytesOf({dy, x}) + written};
   }
   const Tensor w = in.Weight({layer.out, layer.in}, layer.in);
   const bool forward = pass == Pass::kForward;
@@ -145,11 +161,14 @@ OpCall GroupedCall(OpInputs& in, const Layer& layer, int64_t experts, Pass pass,
   const Shape weights = {experts, layer.out, layer.in};
   const bool forward = pass == Pass::kForward;
   const int64_t element = DTypeBytes(in.dtype());
-  if (pass == Pass::kWeight) {
+  if (OfWeight(pass)) {
     const Tensor dy = in.Normal({layer.rows, layer.out}), x = in.Normal({layer.rows, layer.in});
     const Tensor dw = in.ZeroStatistics(weights);
-    return {[=, &context] { GroupedLinearBackwardWeight(context, dy, x, offsets, dw); }, flops,
-            BytesOf({dy, x, dw, dw})};
+    return {[=, &context] {
+              GroupedLinearBackwardWeight(context, dy, x, offsets, dw, AccumulateOf(pass));
+            },
+            flops,
+            BytesOf({dy, x}) + static_cast<double>(experts) * SumBytes(layer, pass, element)};
   }
   const Tensor x = in.Normal({layer.rows, forward ? layer.in : layer.out});
   const Tensor w = in.Weight(weights, layer.in);
@@ -165,6 +184,19 @@ OpCall GroupedCall(OpInputs& in, const Layer& layer, int64_t experts, Pass pass,
           flops, BytesOf({x, w}) + SumBytes(layer, pass, element)};
 }
 
+// dx of the rows that gate and up share.
+OpCall SharedInputCall(OpInputs& in, const Layer& layer, int64_t experts) {
+  const Context& context = in.context();
+  const Tensor offsets = EqualOffsets(in, experts, layer.rows);
+  const Shape weights = {experts, layer.out, layer.in};
+  const Tensor dgate = in.Normal({layer.rows, layer.out}), dup = in.Normal({layer.rows, layer.out});
+  const Tensor gate = in.Weight(weights, layer.in), up = in.Weight(weights, layer.in);
+  return {
+      [=, &context] { GroupedLinearBackwardInputOfTwo(context, dgate, gate, dup, up, offsets); },
+      2 * ProductFlops(layer),
+      BytesOf({dgate, dup, gate, up}) + SumBytes(layer, Pass::kInput, DTypeBytes(in.dtype()))};
+}
+
 std::string ShapeText(const Layer& layer) {
   return absl::StrFormat("%d x %d -> %d", layer.rows, layer.in, layer.out);
 }
@@ -176,7 +208,7 @@ void AddLinearCases(const OpSizes& sizes, const OpRequest& request, std::vector<
     if (fp8 && !Fp8Operands(sizes.dtype, sizes.cuda)) continue;
     for (const Layer& layer : LayersOf(sizes)) {
       if (fp8 && !(layer.fp8 && Fp8Fits(layer.out, layer.in))) continue;
-      for (const Pass pass : {Pass::kForward, Pass::kInput, Pass::kWeight}) {
+      for (const Pass pass : kPasses) {
         cases.push_back({.op = absl::StrCat(fp8 ? "fp8." : "gemm.", layer.name, ".", Name(pass)),
                          .shape = ShapeText(layer),
                          .kernel = KernelWords(sizes, ""),
@@ -207,12 +239,22 @@ void AddExpertCases(const OpSizes& sizes, std::vector<OpCase>& cases) {
   const int64_t experts = sizes.experts;
   const int64_t rows = sizes.expert_rows / experts * experts;
   const Layer layers[] = {{"gate", rows, D, inner}, {"down", rows, inner, D}};
+  cases.push_back(
+      {.op = "grouped.gate_up.dgrad",
+       .shape = absl::StrFormat("%d experts, %d x %d -> 2 x %d", experts, rows, D, inner),
+       .kernel = KernelWords(sizes, ""),
+       .bound = OpBound::kMatmul,
+       .rows = rows,
+       .ids = {},
+       .make = [=, layer = layers[0]](OpInputs& in) {
+         return SharedInputCall(in, layer, experts);
+       }});
   for (const bool fp8 : {false, true}) {
     if (fp8 && !Fp8Operands(sizes.dtype, sizes.cuda)) continue;
     for (const Layer& layer : layers) {
       if (fp8 && !Fp8Fits(layer.out, layer.in)) continue;
-      for (const Pass pass : {Pass::kForward, Pass::kInput, Pass::kWeight}) {
-        if (fp8 && pass == Pass::kWeight) continue;  // stays in the activations' dtype
+      for (const Pass pass : kPasses) {
+        if (fp8 && OfWeight(pass)) continue;  // stays in the activations' dtype
         cases.push_back(
             {.op = absl::StrCat(fp8 ? "grouped_fp8." : "grouped.", layer.name, ".", Name(pass)),
              .shape = absl::StrFormat("%d experts, %s", experts, ShapeText(layer)),

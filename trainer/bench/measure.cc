@@ -60,21 +60,29 @@ class PhaseClock {
   Clock::time_point start_;
 };
 
+// With a wait for the device at each border: else a phase would have the time it took to enqueue.
+absl::Status TimeOnHost(const Context& context, const Workload& workload, Measured& measured) {
+  PhaseClock clock(workload.phases);
+  RETURN_IF_ERROR(workload.run([&](int phase) {
+    Wait(context);
+    clock.Begin(phase);
+  }));
+  Wait(context);
+  clock.End();
+  measured.phases = clock.times();
+  for (PhaseTime& phase : measured.phases) phase.seconds = phase.host_seconds;
+  return absl::OkStatus();
+}
+
 absl::Status TraceOnce(const Context& context, const Workload& workload, Measured& measured) {
   absl::StatusOr<std::unique_ptr<CudaTrace>> trace = CudaTrace::Start(context);
-  PhaseClock clock(workload.phases);
   if (!trace.ok()) {
     measured.no_trace = std::string(trace.status().message());
-    RETURN_IF_ERROR(workload.run([&](int phase) {
-      Wait(context);
-      clock.Begin(phase);
-    }));
-    Wait(context);
-    clock.End();
-    measured.phases = clock.times();
-    for (PhaseTime& phase : measured.phases) phase.seconds = phase.host_seconds;
-    return absl::OkStatus();
+    return TimeOnHost(context, workload, measured);
   }
+  // Recorded, but before the first mark: what a step leaves running for the next is then in it.
+  RETURN_IF_ERROR(workload.run(nullptr));
+  PhaseClock clock(workload.phases);
   RETURN_IF_ERROR(workload.run([&](int phase) {
     (*trace)->Mark(phase);
     clock.Begin(phase);
@@ -87,15 +95,6 @@ absl::Status TraceOnce(const Context& context, const Workload& workload, Measure
   for (size_t n = 0; n < measured.phases.size(); ++n) {
     measured.phases[n].host_seconds = clock.times()[n].host_seconds;
   }
-  return absl::OkStatus();
-}
-
-absl::Status TimeOnHost(const Workload& workload, Measured& measured) {
-  PhaseClock clock(workload.phases);
-  RETURN_IF_ERROR(workload.run([&](int phase) { clock.Begin(phase); }));
-  clock.End();
-  measured.phases = clock.times();
-  for (PhaseTime& phase : measured.phases) phase.seconds = phase.host_seconds;
   return absl::OkStatus();
 }
 
@@ -121,7 +120,7 @@ absl::StatusOr<Measured> Measure(const Context& context, Communicator& world,
       Greatest(world, "memory peak", static_cast<double>(measured.total.peak_bytes)));
   const bool cuda = context.device().kind == DeviceKind::kCuda;
   RETURN_IF_ERROR(cuda && options.trace ? TraceOnce(context, workload, measured)
-                                        : TimeOnHost(workload, measured));
+                                        : TimeOnHost(context, workload, measured));
   return measured;
 }
 

@@ -156,7 +156,7 @@ OpGoal Share(double percent) { return {GoalUnit::kPercent, 0, "", percent}; }
 
 std::optional<OpGoal> ProductGoal(const OpCase& op) {
   if (absl::StartsWith(op.op, "grouped.")) {
-    return Share(absl::EndsWith(op.op, "wgrad") ? kGroupedWeightShare : kGroupedShare);
+    return Share(absl::StrContains(op.op, ".wgrad") ? kGroupedWeightShare : kGroupedShare);
   }
   for (const char* const layer : kLargeLayers) {
     if (absl::StartsWith(op.op, absl::StrCat("gemm.", layer))) return Share(kGemmShare);

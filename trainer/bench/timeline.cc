@@ -74,10 +74,11 @@ DeviceTimeline MakeTimeline(const std::vector<DeviceRecord>& records,
   std::vector<Interval> work, messages;
   std::map<std::string, WorkTime> kinds, kernels;
   for (const DeviceRecord& record : records) {
-    if (record.work == DeviceWork::kMark || record.begin < begin || record.begin >= end) continue;
+    const Interval inside{std::max(record.begin, begin), std::min(record.end, end)};
+    if (record.work == DeviceWork::kMark || inside.first >= inside.second) continue;
     const std::string kind = KindOf(record);
-    (kind == "messages" ? messages : work).emplace_back(record.begin, record.end);
-    const double seconds = record.end - record.begin;
+    (kind == "messages" ? messages : work).push_back(inside);
+    const double seconds = inside.second - inside.first;
     const bool kernel = record.work == DeviceWork::kKernel;
     for (auto& [into, name] :
          {std::pair(&kinds, kind), std::pair(&kernels, kernel ? record.name : kind)}) {
@@ -85,7 +86,7 @@ DeviceTimeline MakeTimeline(const std::vector<DeviceRecord>& records,
       time.name = into == &kernels && kernel ? ShortKernelName(name) : name;
       time.kind = kind;
       time.seconds += seconds;
-      ++time.launches;
+      if (record.end <= end) ++time.launches;
     }
   }
   timeline.kinds = LongestFirst(kinds);

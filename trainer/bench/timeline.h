@@ -32,8 +32,10 @@ struct DeviceTimeline {
   double hidden_seconds = 0;      // of these, other work ran at the same time
 };
 
-// Mark n begins phase n of `phases`; the mark behind the last phase ends the step. What ran before
-// the first mark or after the last is left out.
+// Mark n begins phase n of `phases`; the mark behind the last phase ends the step. Only what ran
+// between the first mark and the last is counted: of work that crosses one of them its part within,
+// and its launch in the step that it ends in. So a gather of parameters that one step begins and
+// the next one hides is counted once, where the record holds the end of a step before.
 DeviceTimeline MakeTimeline(const std::vector<DeviceRecord>& records,
                             const std::vector<std::string>& phases);
 

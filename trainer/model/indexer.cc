@@ -9,6 +9,7 @@
 #include "kernels/ops/indexer/selection_hash.h"
 #include "kernels/ops/layer_norm.h"
 #include "kernels/ops/linear/matmul.h"
+#include "trainer/model/linear.h"
 #include "trainer/model/row_exchange.h"
 
 namespace baleen {
@@ -168,10 +169,9 @@ void Indexer::BackwardWeight(const ModelContext& model, const Batch& batch,
   const int64_t rows = saved.x_RD.dim(0);
   ScaleInPlace(context, loss.dw_TI, model.config.index_scale());
   const DType dtype = saved.x_RD.dtype();
-  LinearBackwardWeight(context, InDtype(context, loss.dw_TI, dtype), saved.x_RD,
-                       weights.grad(weights_proj_));
+  LinearBackwardWeight(model, InDtype(context, loss.dw_TI, dtype), saved.x_RD, weights_proj_);
   const Tensor dq = TransformBackward(model, batch, loss.dq_TIJ).Reshaped({rows, heads_ * width_});
-  LinearBackwardWeight(context, dq, saved.qr_R, weights.grad(wq_b_));
+  LinearBackwardWeight(model, dq, saved.qr_R, wq_b_);
   const Tensor dk_RJ =
       InDtype(context, ReduceScatterKeys(model, batch, label_ + " key gradient", dk_TJ), dtype);
   const Tensor dk =
@@ -180,7 +180,7 @@ void Indexer::BackwardWeight(const ModelContext& model, const Batch& batch,
                           weights.grad(k_norm_weight_), weights.grad(k_norm_bias_));
   const Tensor dk_pre = LayerNormBackwardInput(
       context, dk, saved.k_pre, weights.value(k_norm_weight_), saved.k_mean, saved.k_rstd);
-  LinearBackwardWeight(context, dk_pre, saved.x_RD, weights.grad(wk_));
+  LinearBackwardWeight(model, dk_pre, saved.x_RD, wk_);
 }
 
 }  // namespace baleen

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/match.h"
+#include "kernels/ops/elementwise.h"
 #include "kernels/ops/linear/fp8_linear.h"
 #include "kernels/ops/linear/grouped_matmul.h"
 #include "kernels/ops/linear/matmul.h"
@@ -41,15 +42,34 @@ Tensor ProjectBackwardInput(const ModelContext& model, const ProjectionRows& dy,
   return Fp8Product(context, dy.AsRows(context), QuantiseWeight(context, w, Fp8Side::kRows));
 }
 
+Tensor ProjectBackwardInputOfTwo(const ModelContext& model, const ProjectionRows& dya, int weight_a,
+                                 const ProjectionRows& dyb, int weight_b) {
+  const Tensor& wb = model.parameters.value(weight_b);
+  const Tensor dx = ProjectBackwardInput(model, dya, weight_a);
+  if (UsesFp8(model, wb)) {
+    AddInPlace(model.context, dx, ProjectBackwardInput(model, dyb, weight_b));
+  } else {
+    Matmul(model.context, AsMatrix(dyb.tensor()), Transpose::kNo, AsMatrix(wb), Transpose::kNo,
+           AsMatrix(dx), Accumulate::kAdd);
+  }
+  return dx;
+}
+
 void ProjectBackwardWeight(const ModelContext& model, const ProjectionRows& dy,
                            const ProjectionRows& x, int weight) {
   const Context& context = model.context;
-  const Tensor& dw = model.parameters.grad(weight);
-  if (!UsesFp8(model, dw)) {
-    LinearBackwardWeight(context, dy.tensor(), x.tensor(), dw);
+  if (!UsesFp8(model, model.parameters.value(weight))) {
+    LinearBackwardWeight(model, dy.tensor(), x.tensor(), weight);
     return;
   }
-  AddFp8Product(context, dy.AsColumns(context), x.AsColumns(context), dw);
+  const ParameterStore::GradientSum dw = model.parameters.sum(weight);
+  Fp8ProductInto(context, dy.AsColumns(context), x.AsColumns(context), dw.tensor, dw.accumulate);
+}
+
+void LinearBackwardWeight(const ModelContext& model, const Tensor& dy, const Tensor& x,
+                          int weight) {
+  const ParameterStore::GradientSum dw = model.parameters.sum(weight);
+  LinearBackwardWeight(model.context, dy, x, dw.tensor, dw.accumulate);
 }
 
 Tensor ProjectGroupsForward(const ModelContext& model, const ProjectionRows& x,
@@ -72,10 +92,25 @@ Tensor ProjectGroupsBackwardInput(const ModelContext& model, const ProjectionRow
                            QuantiseWeight(context, w_LOI, Fp8Side::kRows), offsets_L1);
 }
 
+Tensor ProjectGroupsBackwardInputOfTwo(const ModelContext& model, const ProjectionRows& dya,
+                                       ExpertWeights weights_a, const ProjectionRows& dyb,
+                                       ExpertWeights weights_b, const Tensor& offsets_L1) {
+  const Context& context = model.context;
+  const Tensor wa_LOI = model.parameters.StackedValue(weights_a.first, weights_a.count);
+  const Tensor wb_LOI = model.parameters.StackedValue(weights_b.first, weights_b.count);
+  if (!UsesFp8(model, wa_LOI)) {
+    return GroupedLinearBackwardInputOfTwo(context, dya.tensor(), wa_LOI, dyb.tensor(), wb_LOI,
+                                           offsets_L1);
+  }
+  const Tensor dx = ProjectGroupsBackwardInput(model, dya, weights_a, offsets_L1);
+  AddInPlace(context, dx, ProjectGroupsBackwardInput(model, dyb, weights_b, offsets_L1));
+  return dx;
+}
+
 void ProjectGroupsBackwardWeight(const ModelContext& model, const Tensor& dy, const Tensor& x,
                                  ExpertWeights weights, const Tensor& offsets_L1) {
-  GroupedLinearBackwardWeight(model.context, dy, x, offsets_L1,
-                              model.parameters.StackedGrad(weights.first, weights.count));
+  const ParameterStore::GradientSum dw = model.parameters.StackedSum(weights.first, weights.count);
+  GroupedLinearBackwardWeight(model.context, dy, x, offsets_L1, dw.tensor, dw.accumulate);
 }
 
 std::vector<ProjectionKind> ProjectionKinds(const ParameterStore& parameters) {

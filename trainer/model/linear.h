@@ -4,6 +4,9 @@
 // kv_b_proj where the sparse form absorbs it into attention.
 //
 //   y = x W^T     dx = dy W     dW += dy^T x
+//
+// Where two projections share their input, dx = dya Wa + dyb Wb is one function (OfTwo), with one
+// dx in memory: experts in one sum, the others by adding to it. In FP8: two, and a sum.
 #pragma once
 
 #include <optional>
@@ -30,8 +33,12 @@ class ProjectionRows {
 
 Tensor ProjectForward(const ModelContext& model, const ProjectionRows& x, int weight);
 Tensor ProjectBackwardInput(const ModelContext& model, const ProjectionRows& dy, int weight);
+Tensor ProjectBackwardInputOfTwo(const ModelContext& model, const ProjectionRows& dya, int weight_a,
+                                 const ProjectionRows& dyb, int weight_b);
 void ProjectBackwardWeight(const ModelContext& model, const ProjectionRows& dy,
                            const ProjectionRows& x, int weight);
+// The same for a weight whose products stay in the activations' dtype.
+void LinearBackwardWeight(const ModelContext& model, const Tensor& dy, const Tensor& x, int weight);
 
 // One projection of all experts of a rank, stacked: parameters first .. first + count - 1.
 struct ExpertWeights {
@@ -41,6 +48,9 @@ Tensor ProjectGroupsForward(const ModelContext& model, const ProjectionRows& x,
                             ExpertWeights weights, const Tensor& offsets_L1);
 Tensor ProjectGroupsBackwardInput(const ModelContext& model, const ProjectionRows& dy,
                                   ExpertWeights weights, const Tensor& offsets_L1);
+Tensor ProjectGroupsBackwardInputOfTwo(const ModelContext& model, const ProjectionRows& dya,
+                                       ExpertWeights weights_a, const ProjectionRows& dyb,
+                                       ExpertWeights weights_b, const Tensor& offsets_L1);
 // Never in FP8: an expert's rows are no multiple of the 128 that share a scale.
 void ProjectGroupsBackwardWeight(const ModelContext& model, const Tensor& dy, const Tensor& x,
                                  ExpertWeights weights, const Tensor& offsets_L1);

@@ -371,9 +371,7 @@ Tensor Mla::BackwardInput(const ModelContext& model, const Batch& batch, const T
       RmsNormBackwardInput(context, saved.dc_R, SliceColumns(context, saved.kv_a, 0, latent_),
                            weights.value(kv_a_layernorm_), saved.latent_rstd);
   saved.dkv_a = ConcatColumns(context, dlatent, dk_rope);
-  const Tensor dx = ProjectBackwardInput(model, saved.dq_a, q_a_proj_);
-  AddInPlace(context, dx, ProjectBackwardInput(model, saved.dkv_a, kv_a_proj_));
-  return dx;
+  return ProjectBackwardInputOfTwo(model, saved.dq_a, q_a_proj_, saved.dkv_a, kv_a_proj_);
 }
 
 // Whether the only chunk's weight gradients are formed in BackwardWeight, with the others.
@@ -391,11 +389,12 @@ void Mla::ChunkWeights(const ModelContext& model, const Saved& saved, const Chun
                         saved.o_GHV.Rows(chunk.begin, chunk.end).Reshaped({rows, heads_ * value_}),
                         o_proj_);
   if (model.options.attention == AttentionForm::kSparse) {
+    const ParameterStore::GradientSum dkv_b = weights.sum(kv_b_proj_);  // of two parts
     Matmul(context, PerHead(chunk.q_THQ).Columns(0, nope_), Transpose::kYes,
-           PerHead(chunk.dq_absorbed_THC).Columns(0, latent_), Transpose::kNo,
-           UpKey(weights.grad(kv_b_proj_)), Accumulate::kAdd);
+           PerHead(chunk.dq_absorbed_THC).Columns(0, latent_), Transpose::kNo, UpKey(dkv_b.tensor),
+           dkv_b.accumulate);
     Matmul(context, PerHead(chunk.do_THV), Transpose::kYes, PerHead(chunk.core.o_THV),
-           Transpose::kNo, UpValue(weights.grad(kv_b_proj_)), Accumulate::kAdd);
+           Transpose::kNo, UpValue(dkv_b.tensor), dkv_b.accumulate);
   }
   ProjectBackwardWeight(model, chunk.dq_THQ.Reshaped({rows, heads_ * (nope_ + rope_)}),
                         saved.qr_G.Rows(chunk.begin, chunk.end), q_b_proj_);

@@ -64,13 +64,11 @@ Tensor Mlp::Forward(const ModelContext& model, const Tensor& x_RD, Saved& saved)
 // dx of the group's rows, a partial sum over the inner width.
 Tensor Mlp::InnerBackward(const ModelContext& model, const Tensor& dy_GD, Inner& inner) const {
   const Context& context = model.context;
-  const Tensor dhidden = ProjectBackwardInput(model, dy_GD, down_proj_);
-  const SwigluGradients gradients = SwigluBackward(context, dhidden, inner.gate, inner.up);
+  const SwigluGradients gradients =
+      SwigluBackward(context, ProjectBackwardInput(model, dy_GD, down_proj_), inner.gate, inner.up);
   inner.dgate = gradients.dgate;
   inner.dup = gradients.dup;
-  const Tensor dx = ProjectBackwardInput(model, inner.dgate, gate_proj_);
-  AddInPlace(context, dx, ProjectBackwardInput(model, inner.dup, up_proj_));
-  return dx;
+  return ProjectBackwardInputOfTwo(model, inner.dgate, gate_proj_, inner.dup, up_proj_);
 }
 
 void Mlp::InnerWeights(const ModelContext& model, const Tensor& x_GD, const Tensor& dy_GD,

@@ -85,17 +85,15 @@ WeightedRows Moe::ExpertsBackwardInput(const ModelContext& model, const ExpertRo
                                        ExpertRows& rows) const {
   const Context& context = model.context;
   const Tensor& offsets = round.offsets_L1();
-  const Tensor dhidden =
-      ProjectGroupsBackwardInput(model, rows.dout_ND, {first_down_proj_, local_experts_}, offsets);
-  const WeightedSwigluGradients gradients =
-      WeightedSwigluBackward(context, dhidden, rows.gate, rows.up, rows.weights_N);
+  const WeightedSwigluGradients gradients = WeightedSwigluBackward(
+      context,
+      ProjectGroupsBackwardInput(model, rows.dout_ND, {first_down_proj_, local_experts_}, offsets),
+      rows.gate, rows.up, rows.weights_N);
   rows.dgate = gradients.dgate;
   rows.dup = gradients.dup;
   const Tensor drows_ND =
-      ProjectGroupsBackwardInput(model, rows.dgate, {first_gate_proj_, local_experts_}, offsets);
-  AddInPlace(
-      context, drows_ND,
-      ProjectGroupsBackwardInput(model, rows.dup, {first_up_proj_, local_experts_}, offsets));
+      ProjectGroupsBackwardInputOfTwo(model, rows.dgate, {first_gate_proj_, local_experts_},
+                                      rows.dup, {first_up_proj_, local_experts_}, offsets);
   return {drows_ND, gradients.dweight_N};
 }
 
@@ -264,14 +262,15 @@ Tensor Moe::BackwardDispatch(const ModelContext& model, const Batch& batch, doub
       context,
       RouteBackward(context, saved.dweights_RA, dscores_RE, saved.route, Params(model.config)),
       saved.x_RD.dtype());
-  AddInPlace(context, dx_RD,
-             LinearBackwardInput(context, saved.dlogits_RE, model.parameters.value(gate_)));
+  Matmul(context, AsMatrix(saved.dlogits_RE), Transpose::kNo,
+         AsMatrix(model.parameters.value(gate_)), Transpose::kNo, AsMatrix(dx_RD),
+         Accumulate::kAdd);
   return dx_RD;
 }
 
 void Moe::BackwardWeight(const ModelContext& model, Saved& saved) const {
   if (OneRound(saved.plan)) ExpertsBackwardWeight(model, saved.plan.rounds[0], saved.experts);
-  LinearBackwardWeight(model.context, saved.dlogits_RE, saved.x_RD, model.parameters.grad(gate_));
+  LinearBackwardWeight(model, saved.dlogits_RE, saved.x_RD, gate_);
   if (shared_) shared_->BackwardWeight(model, saved.shared);
 }
 

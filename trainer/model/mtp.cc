@@ -3,6 +3,7 @@
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/linear/matmul.h"
 #include "kernels/ops/rms_norm.h"
+#include "trainer/model/linear.h"
 
 namespace baleen {
 namespace {
@@ -78,7 +79,7 @@ void Mtp::BackwardWeight(const ModelContext& model, const Batch& batch, const Pa
   RmsNormBackwardWeight(context, saved.dnorm_out, saved.out, saved.out_rstd,
                         weights.grad(shared_head_norm_));
   block_.BackwardWeight(model, batch, pass, stats, saved.block);
-  LinearBackwardWeight(context, saved.dprojected, saved.joined, weights.grad(eh_proj_));
+  LinearBackwardWeight(model, saved.dprojected, saved.joined, eh_proj_);
   RmsNormBackwardWeight(context, SliceColumns(context, saved.djoined, 0, width), saved.embedding,
                         saved.embedding_rstd, weights.grad(enorm_));
   RmsNormBackwardWeight(context, SliceColumns(context, saved.djoined, width, width), saved.hidden,

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/core/check.h"
+#include "kernels/ops/elementwise.h"
 
 namespace baleen {
 namespace {
@@ -111,6 +112,7 @@ int64_t ParameterStore::LayOut(ParameterGroup group, int shards, int64_t bucket_
 
 void ParameterStore::Allocate(Context& context, DType dtype, const GridCommunicators& grid,
                               const std::vector<ParameterGroup>& trained, int64_t bucket_elements) {
+  context_ = &context;
   dtype_ = dtype;
   for (int g = 0; g < kNumParameterGroups; ++g) {
     const auto group = static_cast<ParameterGroup>(g);
@@ -131,10 +133,12 @@ void ParameterStore::Allocate(Context& context, DType dtype, const GridCommunica
     const FlatBuffer& buffer = buffers_[Index(parameter.group)];
     const int64_t count = parameter.num_elements();
     values_.push_back(buffer.value.Flat(parameter.begin, count).Reshaped(parameter.box.extent));
-    if (!buffer.grad.empty()) {
-      parameter.grad = buffer.grad.Flat(parameter.begin, count).Reshaped(parameter.box.extent);
-    }
+    const bool trains = !buffer.grad.empty();
+    grads_.push_back(trains
+                         ? buffer.grad.Flat(parameter.begin, count).Reshaped(parameter.box.extent)
+                         : Tensor());
   }
+  written_.assign(parameters_.size(), true);
 }
 
 Tensor ParameterStore::Stacked(const Tensor& buffer, int first, int count) const {
@@ -153,8 +157,22 @@ Tensor ParameterStore::StackedValue(int first, int count) const {
   return Stacked(buffers_[Index(parameters_[first].group)].value, first, count);
 }
 
-Tensor ParameterStore::StackedGrad(int first, int count) const {
-  return Stacked(buffers_[Index(parameters_[first].group)].grad, first, count);
+void ParameterStore::WriteZero(int id) const {
+  FillZero(*context_, grads_[id]);
+  written_[id] = true;
+}
+
+// Of a stack in which some have a value and some have none, the latter become zero.
+ParameterStore::GradientSum ParameterStore::StackedSum(int first, int count, bool stack) const {
+  const auto begin = written_.begin() + first, end = begin + count;
+  const bool any = std::find(begin, end, true) != end;
+  for (int id = first; id < first + count; ++id) {
+    if (any && !written_[id]) WriteZero(id);
+    written_[id] = true;
+  }
+  const Tensor tensor =
+      stack ? Stacked(buffers_[Index(parameters_[first].group)].grad, first, count) : grads_[first];
+  return {tensor, any ? Accumulate::kAdd : Accumulate::kOverwrite};
 }
 
 Tensor ParameterStore::bucket_values(int index) const {
@@ -166,7 +184,15 @@ Tensor ParameterStore::bucket_values(int index) const {
 Tensor ParameterStore::bucket_gradients(int index) const {
   const Bucket& bucket = buckets_[index];
   const Tensor& grad = buffers_[Index(bucket.group)].grad;
-  return grad.empty() ? Tensor() : grad.Flat(bucket.begin, bucket.count);
+  if (grad.empty()) return {};
+  for (const int id : bucket.parameters) {
+    if (!written_[id]) WriteZero(id);
+  }
+  return grad.Flat(bucket.begin, bucket.count);
+}
+
+void ParameterStore::ForgetGradients(int index) {
+  for (const int id : buckets_[index].parameters) written_[id] = !trains(id);
 }
 
 void ParameterStore::BeginGather(int index, Communicator& axis) {

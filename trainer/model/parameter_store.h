@@ -9,6 +9,9 @@
 // (BeginGather). Nobody need know: values leave the store through three functions only, value,
 // StackedValue and bucket_values, and each makes what is computed next wait for its own bucket,
 // where that is still on its way.
+//
+// Gradients begin a step without a value: the first product of a weight writes over what the last
+// step left (sum), and what is asked for before any has written it is zero (grad).
 #pragma once
 
 #include <map>
@@ -17,6 +20,7 @@
 
 #include "kernels/core/box.h"
 #include "kernels/core/context.h"
+#include "kernels/ops/linear/matmul.h"
 #include "parallel/grid_communicators.h"
 
 namespace baleen {
@@ -43,7 +47,7 @@ struct Placement {
   int ep_rank = 0, ep_size = 1;
 };
 
-// A parameter's values are the store's to give.
+// A parameter's values and gradient are the store's to give.
 struct Parameter {
   int id = 0;
   std::string name;  // the checkpoint's
@@ -53,7 +57,6 @@ struct Parameter {
   bool weight_decay = true;  // matrices decay, vectors (norms, biases) do not
   int bucket = 0;            // of ParameterStore::buckets()
   int64_t begin = 0;         // first element in the group's flat buffer
-  Tensor grad;               // empty while the group is frozen
 
   int64_t num_elements() const { return NumElements(box.extent); }
 };
@@ -94,11 +97,23 @@ class ParameterStore {
     Await(parameters_[id].bucket);
     return values_[id];
   }
-  const Tensor& grad(int id) const { return parameters_[id].grad; }
-  bool trains(int id) const { return !parameters_[id].grad.empty(); }
+  bool trains(int id) const { return !grads_[id].empty(); }
+  // Of the step so far; an empty tensor while the group is frozen.
+  const Tensor& grad(int id) const {
+    if (!written_[id]) WriteZero(id);
+    return grads_[id];
+  }
+  // For who now adds a product, or writes it where there is nothing yet, to all of it.
+  struct GradientSum {
+    Tensor tensor;
+    Accumulate accumulate = Accumulate::kAdd;
+  };
+  GradientSum sum(int id) const { return StackedSum(id, 1, /*stack=*/false); }
   // Parameters first .. first + count - 1, declared stacked and of one shape, as [count, shape...].
   Tensor StackedValue(int first, int count) const;
-  Tensor StackedGrad(int first, int count) const;
+  GradientSum StackedSum(int first, int count) const {
+    return StackedSum(first, count, /*stack=*/true);
+  }
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int size() const { return static_cast<int>(parameters_.size()); }
@@ -112,6 +127,8 @@ class ParameterStore {
   // [count], flat; of the gradients an empty tensor while the group is frozen.
   Tensor bucket_values(int bucket) const;
   Tensor bucket_gradients(int bucket) const;
+  // A step begins: nothing has been added to the gradients of a bucket.
+  void ForgetGradients(int bucket);
 
   // Each rank of the bucket's axis has changed its even share of the values: gathers the shares,
   // beside what is computed next. Every rank of the axis calls it for the same buckets in the same
@@ -137,8 +154,12 @@ class ParameterStore {
   // Places the parameters of a group; returns the padded length of its buffer.
   int64_t LayOut(ParameterGroup group, int shards, int64_t bucket_elements);
   Tensor Stacked(const Tensor& buffer, int first, int count) const;
+  GradientSum StackedSum(int first, int count, bool stack) const;
+  void WriteZero(int id) const;
+  const Context* context_ = nullptr;  // that the buffers lie in
   std::vector<Parameter> parameters_;
-  std::vector<Tensor> values_;  // by id
+  std::vector<Tensor> values_, grads_;  // by id
+  mutable std::vector<bool> written_;   // by id: the gradient has a value
   std::vector<bool> stacked_;
   std::map<std::string, int> ids_;
   FlatBuffer buffers_[kNumParameterGroups];

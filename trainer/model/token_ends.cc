@@ -6,6 +6,7 @@
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/linear/matmul.h"
+#include "trainer/model/linear.h"
 #include "trainer/model/row_exchange.h"
 
 namespace baleen {
@@ -76,8 +77,7 @@ Head::Result Head::Loss(const ModelContext& model, const Tensor& hidden_RD, cons
     if (!train) continue;
     CrossEntropyBackwardInPlace(context, logits, targets, stats, vocab_begin_, scale);
     Copy(context, LinearBackwardInput(context, logits, weight), dhidden_GD.Rows(begin, end));
-    LinearBackwardWeight(context, logits, hidden_GD.Rows(begin, end),
-                         model.parameters.grad(lm_head_));
+    LinearBackwardWeight(model, logits, hidden_GD.Rows(begin, end), lm_head_);
   }
   // Every rank of the group has all losses; each answers for its own rows.
   const int64_t own = model.axes.tp->rank() * hidden_RD.dim(0);

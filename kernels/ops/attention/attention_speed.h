@@ -1,5 +1,6 @@
 // How fast the two forms of attention over selected keys run on a GPU, for choosing between them:
-// measured on one H100 at 4K to 32K tokens (kernels/bench/RESULTS_sparse_attention.md,
+// measured on one H100 at 4K to 32K tokens, sparse ones at 32K with ids of a trained indexer (near)
+// (kernels/bench/RESULTS_sparse_attention.md,
 // RESULTS_masked_attention.md, RESULTS_attention.md). Only the ratio counts, so one table serves
 // H100 and H200.
 #pragma once

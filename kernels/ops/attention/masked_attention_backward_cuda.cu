@@ -6,21 +6,27 @@
 // TB/s at 500 TF, and for reproducible bits in a fixed order, tile after tile. Two kernels that
 // make S and dP twice execute 2304 FLOP a pair instead (7 products), but each sums all it sums in
 // registers: no order to keep, no fp32 dq and its conversion, no products that wait for another
-// thread block. At the 85 - 97 % of the tensor cores that they reach this is faster than the first
-// form is known to be, deterministic or not.
+// thread block. Better still, the first keeps dS in bf16, 2 bytes a pair and head, for the second,
+// which then is one product and bound by reading them: 1664 FLOP, and still no order to keep. So
+// where MaskedScoreGradientBytes says so; heads go in rounds of as many as fit into the workspace.
 //   1. Schedule     windows or bits of the selection, row by row and key by key; lists of tiles.
 //   2. Statistics   D = do.o and lse, head by head, so that a step's 64 rows are one copy.
 //   3. Keys stay    (masked_attention_key_gradient_cuda.cuh) rows pass: dk, dv. 1280 FLOP a pair.
-//   4. Rows stay    (masked_attention_query_gradient_cuda.cuh) keys pass: dq. 1024 FLOP a pair.
+//   4. Rows stay    (masked_attention_kept_gradient_cuda.cuh) keys pass: dq of a kept dS. 384.
+//              or   (masked_attention_query_gradient_cuda.cuh) dS made again: dq. 1024 FLOP a pair.
 //   5. Target       (masked_attention_target_cuda.cu) S once more, heads as the loop. 384 FLOP.
 //
 // Roofline of 64 rows x 128 keys in 3: 2560 clocks of tensor cores; exponentials 512; shared memory
-// 2180 for what products read, 450 for what copies and dS write: 2630, the limit. In 4, 128 rows x
-// 64 keys: 2048 clocks of tensor cores, shared memory 1984. Memory: dk and dv are read and written
-// once, 2560 bytes a key and head: 0.45 ms of 4 at 4096 tokens and 128 heads, beside the products.
+// 2180 for what products read, 450 for what copies and dS write: 2630, the limit; 128 more where
+// dS is kept. In 4, 128 rows x 64 keys: 768 clocks of tensor cores, 1270 for 16 KB of dS from
+// device memory; made again, 2048 of tensor cores, 1984 of shared memory. Memory: dk and dv are
+// read and written once, 2560 bytes a key and head: 0.45 ms of 4 at 4096 tokens and 128 heads,
+// beside the products.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/ops/attention/masked_attention_backward_cuda.h"
+#include "kernels/ops/attention/masked_attention_kept_gradient_cuda.cuh"
 #include "kernels/ops/attention/masked_attention_key_gradient_cuda.cuh"
 #include "kernels/ops/attention/masked_attention_query_gradient_cuda.cuh"
 #include "kernels/ops/attention/masked_attention_target_cuda.h"
@@ -83,34 +89,69 @@ void AllowShared(Kernel kernel) {
                   "masked attention backward: shared memory");
 }
 
-template <bool kSelected>
-void LaunchGradients(const GradientParams& params, cudaStream_t stream) {
+template <bool kSelected, bool kKeeps>
+void LaunchKeyGradient(const GradientParams& params, int counter, cudaStream_t stream) {
   const MaskedAttentionBackwardArgs& args = params.args;
   const MaskedAttentionSchedule& schedule = params.schedule;
   const int rows = args.keys.num_rows, keys = args.keys.num_keys, heads = args.num_heads;
-  const int blocks = cuda::NumMultiprocessors();
-
-  const Work by_keys = {schedule.by_keys, heads, HeadsPerGroup(rows, heads),
-                        /*last_first=*/false, schedule.counters};
-  auto* key_kernel = KeyGradientKernel<kSelected>;
-  AllowShared<decltype(key_kernel), KeyShared>(key_kernel);
-  key_kernel<<<blocks, kThreads, sizeof(KeyShared), stream>>>(
-      params, by_keys, HeadsMap(args.q_THQ, rows, heads, kQueryDim, kStep),
+  const Work work = {schedule.by_keys, heads,
+                     HeadsPerGroup(rows, heads, kKeeps ? kRoundBytes : kGroupBytes),
+                     /*last_first=*/false, schedule.counters + counter};
+  auto* kernel = KeyGradientKernel<kSelected, kKeeps>;
+  AllowShared<decltype(kernel), KeyShared>(kernel);
+  kernel<<<cuda::NumMultiprocessors(), kThreads, sizeof(KeyShared), stream>>>(
+      params, work, HeadsMap(args.q_THQ, rows, heads, kQueryDim, kStep),
       HeadsMap(args.do_THV, rows, heads, kValueDim, kStep),
       HeadsMap(args.k_SHQ, keys, heads, kQueryDim, kTile),
       HeadsMap(args.v_SHV, keys, heads, kValueDim, kTile));
   cuda::CheckLaunch("masked attention backward: keys");
+}
 
-  const Work by_rows = {schedule.by_rows, heads, HeadsPerGroup(keys, heads),
-                        /*last_first=*/true, schedule.counters + 1};
-  auto* query_kernel = QueryGradientKernel<kSelected>;
-  AllowShared<decltype(query_kernel), RowShared>(query_kernel);
-  query_kernel<<<blocks, kThreads, sizeof(RowShared), stream>>>(
-      params, by_rows, HeadsMap(args.q_THQ, rows, heads, kQueryDim, kTile),
+template <bool kSelected>
+void LaunchQueryGradient(const GradientParams& params, cudaStream_t stream) {
+  const MaskedAttentionBackwardArgs& args = params.args;
+  const MaskedAttentionSchedule& schedule = params.schedule;
+  const int rows = args.keys.num_rows, keys = args.keys.num_keys, heads = args.num_heads;
+  const Work work = {schedule.by_rows, heads, HeadsPerGroup(keys, heads), /*last_first=*/true,
+                     schedule.counters + 1};
+  auto* kernel = QueryGradientKernel<kSelected>;
+  AllowShared<decltype(kernel), RowShared>(kernel);
+  kernel<<<cuda::NumMultiprocessors(), kThreads, sizeof(RowShared), stream>>>(
+      params, work, HeadsMap(args.q_THQ, rows, heads, kQueryDim, kTile),
       HeadsMap(args.do_THV, rows, heads, kValueDim, kTile),
       HeadsMap(args.k_SHQ, keys, heads, kQueryDim, kStep),
       HeadsMap(args.v_SHV, keys, heads, kValueDim, kStep));
   cuda::CheckLaunch("masked attention backward: queries");
+}
+
+// dq of a round of heads, of their kept dS.
+void LaunchKeptGradient(const GradientParams& params, int counter, cudaStream_t stream) {
+  const MaskedAttentionBackwardArgs& args = params.args;
+  const int keys = args.keys.num_keys, heads = args.num_heads;
+  const MaskedTileLists tiles = {
+      nullptr, 0, static_cast<int>(cuda::CeilDiv(args.keys.num_rows, kMaskedKeptRows))};
+  // At least two heads in a group, or a round would end with the longest item of its last head.
+  const int group = std::max(HeadsPerGroup(keys, heads), std::min(heads, 2));
+  const Work work = {tiles, heads, group, /*last_first=*/true, params.schedule.counters + counter};
+  AllowShared<decltype(&KeptQueryGradientKernel), KeptShared>(&KeptQueryGradientKernel);
+  KeptQueryGradientKernel<<<cuda::NumMultiprocessors(), kThreads, sizeof(KeptShared), stream>>>(
+      params, work, HeadsMap(args.k_SHQ, keys, heads, kQueryDim, kStep));
+  cuda::CheckLaunch("masked attention backward: queries of kept dS");
+}
+
+template <bool kSelected>
+void LaunchGradients(GradientParams params, cudaStream_t stream) {
+  if (!params.schedule.keeps_ds) {
+    LaunchKeyGradient<kSelected, false>(params, 0, stream);
+    LaunchQueryGradient<kSelected>(params, stream);
+    return;
+  }
+  const int rounds = params.schedule.num_counters / 2;
+  for (int i = 0; i < rounds; ++i) {
+    params.head_round = i;
+    LaunchKeyGradient<kSelected, true>(params, 2 * i, stream);
+    LaunchKeptGradient(params, 2 * i + 1, stream);
+  }
 }
 
 }  // namespace
@@ -121,10 +162,14 @@ void LaunchMaskedAttentionBackward(const MaskedAttentionBackwardArgs& args, void
   constexpr MaskedAttentionPass kPass = MaskedAttentionPass::kBackward;
   const MaskedAttentionLayout layout = LayOutMaskedAttention(args.keys, kPass, args.num_heads);
   uint8_t* const workspace = static_cast<uint8_t*>(args.workspace);
-  const GradientParams params = {args,
-                                 PlaceMaskedAttentionSchedule(args.keys, kPass, layout, workspace),
-                                 reinterpret_cast<float*>(workspace + layout.statistics)};
+  const GradientParams params = {
+      args, PlaceMaskedAttentionSchedule(args.keys, kPass, layout, workspace),
+      reinterpret_cast<float*>(workspace + layout.statistics), workspace + layout.ds};
   LaunchMaskedAttentionSchedule(args.keys, params.schedule, on);
+  if (layout.keeps_ds) {
+    LaunchMaskedAttentionPlaces(params.schedule, args.num_heads,
+                                MaskedTilesHeld(args.keys, args.num_heads), on);
+  }
   const int64_t threads = int64_t{layout.padded_rows} * args.num_heads * 16;
   StatisticsKernel<<<static_cast<unsigned>(cuda::CeilDiv(threads, 256)), 256, 0, on>>>(params);
   cuda::CheckLaunch("masked attention backward: statistics");

@@ -252,6 +252,7 @@ __device__ __forceinline__ void Consume(Shared& sh, const Params& params, Place 
     // Scores are done: gives keys back, and after the last tile the queries.
     const auto finish_keys = [&](bool last) {
       cuda::PinRegisters(s);
+      __syncwarp();  // all lanes have read the entry and the bits
       Release(&sh.k_empty[keys.stage]);
       if (last) Release(&sh.q_empty);
       if (entry & 1) {

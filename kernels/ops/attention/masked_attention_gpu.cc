@@ -32,6 +32,7 @@ MaskedAttentionKeys SizesOf(const Tensor& q_THQ, const Tensor& v_SHV, const Seen
   keys.num_rows = ToInt("rows", q_THQ.dim(0));
   keys.num_keys = ToInt("keys", v_SHV.dim(0));
   if (seen.ids_TK.rank() == 2) keys.num_selected = ToInt("ids of a row", seen.ids_TK.dim(1));
+  keys.ds_bytes = MaskedScoreGradientBytes(keys, ToInt("heads", q_THQ.dim(1)));
   return keys;
 }
 

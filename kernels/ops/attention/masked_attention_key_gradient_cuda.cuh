@@ -7,7 +7,8 @@
 // dS q through shared memory. A step is
 //   S of this step, dk of the step before | exponentials, P as bf16 | dP, dv | dS as bf16
 // where each pair of products is issued at once and only the first is waited for, so that the
-// arithmetic that follows it runs beside the second.
+// arithmetic that follows it runs beside the second. Where dS is kept, each warp sends its part of
+// it on to memory, and waits for the copy only when it writes the next step's.
 #pragma once
 
 #include "kernels/ops/attention/masked_attention_gradients_cuda.cuh"
@@ -15,6 +16,15 @@
 namespace baleen::masked_attention {
 
 constexpr int kKeyWords = kStep / 32;
+
+// First to leave L2, which holds what is read again.
+__device__ __forceinline__ void BulkStore(void* global, uint32_t shared, uint32_t bytes) {
+  asm volatile(
+      "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(
+          global),
+      "r"(shared), "r"(bytes), "l"(cuda::PolicyEvictFirst())
+      : "memory");
+}
 
 struct alignas(16) StepStatistics {
   float lse[kStep], delta[kStep];
@@ -34,6 +44,7 @@ struct KeyShared {
     } windows[kStages];
   };
   int entry[kStages];
+  int place[kStages];  // of the tile in the kept dS
   ItemRing items;
   uint64_t keys_full, keys_empty;
   uint64_t full[kStages], empty[kStages];
@@ -60,7 +71,7 @@ __device__ __forceinline__ void LoadMask(KeyShared& sh, const MaskedAttentionSch
   }
 }
 
-template <bool kSelected>
+template <bool kSelected, bool kKeeps>
 __device__ void ProduceForKeys(KeyShared& sh, const GradientParams& params, const Work& work,
                                const CUtensorMap& q_map, const CUtensorMap& do_map,
                                const CUtensorMap& k_map, const CUtensorMap& v_map) {
@@ -68,6 +79,7 @@ __device__ void ProduceForKeys(KeyShared& sh, const GradientParams& params, cons
   Ring<kItemStages> items;
   Ring<kStages> ring;
   uint32_t keys_phase = 0;
+  const int tiles_of_head = kKeeps ? __ldg(&params.schedule.rounds->tiles) : 0;
   int index = atomicAdd(work.counter, 1);
   for (;;) {
     const Item item = sh.items.Draw(work, items, index);
@@ -75,13 +87,23 @@ __device__ void ProduceForKeys(KeyShared& sh, const GradientParams& params, cons
     if (item.steps == 0) continue;
     const int32_t* list =
         work.lists.entries + static_cast<int64_t>(item.tile) * work.lists.stride + 1;
-    int next = __ldg(list);
+    const auto place_of = [&](int entry) {
+      if constexpr (!kKeeps) return 0;
+      const int tile = entry / 2 * kStep / kTile * (params.schedule.padded_keys / kTile);
+      return (item.head - work.first_head) * tiles_of_head +
+             __ldg(params.schedule.places + tile + item.tile);
+    };
+    int next = __ldg(list), next_place = place_of(next);
     for (int i = 0; i < item.steps; ++i, ring.Next()) {
-      const int entry = next, step = entry / 2;
-      if (i + 1 < item.steps) next = __ldg(list + i + 1);
+      const int entry = next, step = entry / 2, place = next_place;
+      if (i + 1 < item.steps) {
+        next = __ldg(list + i + 1);
+        next_place = place_of(next);
+      }
       uint64_t* full = &sh.full[ring.stage];
       cuda::BarrierWait(&sh.empty[ring.stage], ring.phase ^ 1);
       sh.entry[ring.stage] = entry;
+      if (kKeeps) sh.place[ring.stage] = place;
       cuda::BarrierArriveExpect(full, (kQueryRuns + kValueRuns) * kStepRun +
                                           sizeof(StepStatistics) + (entry & 1 ? kMaskBytes : 0));
       LoadRuns<kQueryRuns, kStep>(sh.q[ring.stage], q_map, item.head * kQueryDim, step * kStep,
@@ -172,11 +194,16 @@ __device__ __forceinline__ void Exponentiate(const float (&s)[kStep / 2],
 
 // dS = P (dP - D), likewise, into the K-major tile `ds` of the consumer: its reader is the tensor
 // core.
+template <bool kKeeps>
 __device__ __forceinline__ void Differentiate(const uint32_t (&p)[kStep / 16][4],
                                               const float (&dp)[kStep / 2],
                                               const StepStatistics& statistics, uint32_t ds) {
   const int lane = threadIdx.x % 32, matrix = lane / 8;
   const int line = threadIdx.x % 128 / 32 * 16 + matrix % 2 * 8 + lane % 8;
+  if constexpr (kKeeps) {  // the warp's lines of the step before have left
+    if (lane == 0) cuda::BulkWaitRead<0>();
+    __syncwarp();
+  }
 #pragma unroll
   for (int step = 0; step < kStep / 16; ++step) {
     uint32_t pairs[4];
@@ -197,6 +224,18 @@ __device__ __forceinline__ void Differentiate(const uint32_t (&p)[kStep / 16][4]
                        pairs[2], pairs[3]);
   }
   cuda::FenceProxyAsync();
+}
+
+// Each warp sends its 16 keys of dS to the consumer's half of the tile.
+__device__ __forceinline__ void KeepDifferences(const GradientParams& params, int place, int entry,
+                                                int consumer, uint32_t ds) {
+  __syncwarp();
+  if (threadIdx.x % 32 != 0) return;
+  const uint32_t own = threadIdx.x % 128 / 32 * (16 * 128);
+  uint8_t* const to = params.ds + place * kMaskedTileBytes + consumer * (2 * kStepRun) +
+                      entry / 2 % 2 * kStepRun + own;
+  BulkStore(to, ds + own, 16 * 128);
+  cuda::BulkCommit();
 }
 
 template <bool kSelected>
@@ -271,7 +310,7 @@ __device__ __forceinline__ void StoreNoKeyGradient(void* to, const GradientParam
   }
 }
 
-template <bool kSelected>
+template <bool kSelected, bool kKeeps>
 __device__ __forceinline__ void ConsumeForKeys(KeyShared& sh, const GradientParams& params,
                                                int consumer, int key) {
   const auto k_major = [](const void* shared, uint32_t offset) {
@@ -289,7 +328,7 @@ __device__ __forceinline__ void ConsumeForKeys(KeyShared& sh, const GradientPara
     cuda::BarrierWait(&sh.items.full[items.stage], items.phase);
     const Item& item = sh.items.items[items.stage];
     int left = __shfl_sync(kAllLanes, item.steps, 0);
-    if (left < 0) return;
+    if (left < 0) break;
     if (left > 0) {
       float dk[kQueryDim / 2], dv[kValueDim / 2], s[kStep / 2];
 #pragma unroll
@@ -326,7 +365,12 @@ __device__ __forceinline__ void ConsumeForKeys(KeyShared& sh, const GradientPara
         cuda::PinRegisters(dp);
         if (previous >= 0) Release(&sh.empty[previous]);
         if (last) Release(&sh.keys_empty);
-        Differentiate(p, dp, sh.statistics[ring.stage], cuda::SharedAddress(sh.ds[consumer]));
+        Differentiate<kKeeps>(p, dp, sh.statistics[ring.stage],
+                              cuda::SharedAddress(sh.ds[consumer]));
+        if constexpr (kKeeps) {
+          KeepDifferences(params, sh.place[ring.stage], sh.entry[ring.stage], consumer,
+                          cuda::SharedAddress(sh.ds[consumer]));
+        }
         cuda::NamedSync(1 + consumer, 128);  // dS of all four warps is there
         previous = ring.stage;
         ring.Next();
@@ -360,15 +404,20 @@ __device__ __forceinline__ void ConsumeForKeys(KeyShared& sh, const GradientPara
     __syncwarp();
     Release(&sh.items.empty[items.stage]);
   }
+  if (kKeeps && threadIdx.x % 32 == 0) cuda::BulkWaitRead<0>();
 }
 
-template <bool kSelected>
+template <bool kSelected, bool kKeeps>
 __global__ void __launch_bounds__(kThreads, 1)
     KeyGradientKernel(const __grid_constant__ GradientParams params,
-                      const __grid_constant__ Work work, const __grid_constant__ CUtensorMap q_map,
+                      const __grid_constant__ Work all_heads,
+                      const __grid_constant__ CUtensorMap q_map,
                       const __grid_constant__ CUtensorMap do_map,
                       const __grid_constant__ CUtensorMap k_map,
                       const __grid_constant__ CUtensorMap v_map) {
+  const Work work =
+      kKeeps ? InRound(all_heads, params.schedule.rounds->heads, params.head_round) : all_heads;
+  if (kKeeps && work.num_heads == 0) return;
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   KeyShared& sh = *reinterpret_cast<KeyShared*>(raw_shared);
   if (threadIdx.x == 0) {
@@ -386,12 +435,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kConsumerWarps) {
     cuda::LowerRegisters<24>();
     if (threadIdx.x == 32 * kConsumerWarps) {
-      ProduceForKeys<kSelected>(sh, params, work, q_map, do_map, k_map, v_map);
+      ProduceForKeys<kSelected, kKeeps>(sh, params, work, q_map, do_map, k_map, v_map);
     }
   } else {
     cuda::RaiseRegisters<240>();
-    ConsumeForKeys<kSelected>(sh, params, __shfl_sync(kAllLanes, warp / 4, 0),
-                              warp * 16 + static_cast<int>(threadIdx.x) % 32 / 4);
+    ConsumeForKeys<kSelected, kKeeps>(sh, params, __shfl_sync(kAllLanes, warp / 4, 0),
+                                      warp * 16 + static_cast<int>(threadIdx.x) % 32 / 4);
   }
 }
 

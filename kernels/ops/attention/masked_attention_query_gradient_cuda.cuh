@@ -95,18 +95,6 @@ struct RowPair {
   }
 };
 
-__device__ __forceinline__ void StoreQueryGradient(const GradientParams& params, const Item& item,
-                                                   int row, const float (&dq)[kQueryDim / 2]) {
-  const MaskedAttentionBackwardArgs& args = params.args;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int t = item.tile * kTile + row + 8 * r;
-    const int64_t at = static_cast<int64_t>(t) * args.num_heads + item.head;
-    StoreRow<kQueryDim>(static_cast<uint4*>(args.dq_THQ) + at * (kQueryDim / 8),
-                        t < args.keys.num_rows, dq, r, args.scale);
-  }
-}
-
 template <bool kSelected>
 __device__ __forceinline__ void ConsumeForRows(RowShared& sh, const GradientParams& params,
                                                int consumer, int row) {
@@ -178,6 +166,7 @@ __device__ __forceinline__ void ConsumeForRows(RowShared& sh, const GradientPara
       cuda::WgmmaWait<0>();
       cuda::PinRegisters(dq);
       PinOperand(ds);
+      __syncwarp();  // all lanes have read the entry and the bits
       Release(&sh.empty[previous]);
     };
 
@@ -203,7 +192,7 @@ __device__ __forceinline__ void ConsumeForRows(RowShared& sh, const GradientPara
     }
     multiply_keys(item.steps > 1);
     finish_keys();
-    StoreQueryGradient(params, item, row, dq);
+    StoreQueryGradient(params, item.head, item.tile * kTile + row, dq);
   }
 }
 

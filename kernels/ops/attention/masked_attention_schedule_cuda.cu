@@ -15,7 +15,9 @@ constexpr int kChunkWords = 1024;  // of a row, at once in shared memory
 // One warp a block of 32 rows.
 __global__ void WindowsKernel(const MaskedAttentionKeys keys, const MaskedAttentionSchedule out) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (blockIdx.x == 0 && threadIdx.x < kMaskedCounters) out.counters[threadIdx.x] = 0;
+  if (blockIdx.x == 0) {
+    for (int i = threadIdx.x; i < out.num_counters; i += blockDim.x) out.counters[i] = 0;
+  }
   if (row >= out.padded_rows) return;  // a multiple of 32
   int begin = 0, end = 0;
   if (row < keys.num_rows) {
@@ -142,6 +144,10 @@ __global__ void ListKernel(const MaskedAttentionSchedule schedule, const MaskedT
     if (i < candidates) {
       flags = kByKeys ? TileFlags(schedule, i * passing, passing, list * own, own)
                       : TileFlags(schedule, list * own, own, i * passing, passing);
+      if (kByKeys && schedule.keeps_ds) {
+        const int tile = i * passing / own * (schedule.padded_keys / kMaskedTile) + list;
+        flags = (flags & 2) | (schedule.places[tile] >= 0);
+      }
     }
     const uint32_t some = __ballot_sync(kAllLanes, flags & 1);
     if (flags & 1) out[1 + count + __popc(some & ((1u << lane) - 1))] = 2 * i + !(flags & 2);
@@ -150,6 +156,47 @@ __global__ void ListKernel(const MaskedAttentionSchedule schedule, const MaskedT
   if (lane == 0) {
     if (!kByKeys && count == 0) out[1 + count++] = 1;
     out[0] = count;
+  }
+}
+
+// One warp a tile of rows: the places of its tiles of keys, and how many there are.
+__global__ void TilesKernel(const MaskedAttentionSchedule schedule, int num_tiles) {
+  constexpr int kBlocks = kMaskedTile / 32;
+  const int row = blockIdx.x, lane = threadIdx.x;
+  int32_t* out = schedule.places + static_cast<int64_t>(row) * (schedule.padded_keys / kMaskedTile);
+  int count = 0;
+  for (int first = 0; first < num_tiles; first += 32) {
+    const int i = first + lane;
+    const bool some =
+        i < num_tiles && TileFlags(schedule, row * kBlocks, kBlocks, i * kBlocks, kBlocks) & 1;
+    const uint32_t all = __ballot_sync(kAllLanes, some);
+    if (i < num_tiles) out[i] = some ? count + __popc(all & ((1u << lane) - 1)) : -1;
+    count += __popc(all);
+  }
+  if (lane == 0) schedule.tile_counts[row] = count;
+}
+
+// One thread block a tile of rows: its places begin behind those of the rows before.
+__global__ void PlacesKernel(const MaskedAttentionSchedule schedule, int num_tiles, int num_heads,
+                             int64_t tiles_held) {
+  __shared__ int sum;
+  const int row = blockIdx.x;
+  if (threadIdx.x == 0) sum = 0;
+  __syncthreads();
+  int own = 0;
+  for (int i = threadIdx.x; i < row; i += blockDim.x) own += schedule.tile_counts[i];
+  own = __reduce_add_sync(kAllLanes, own);
+  if (threadIdx.x % 32 == 0) atomicAdd(&sum, own);
+  __syncthreads();
+  int32_t* out = schedule.places + static_cast<int64_t>(row) * (schedule.padded_keys / kMaskedTile);
+  for (int i = threadIdx.x; i < num_tiles; i += blockDim.x) {
+    if (out[i] >= 0) out[i] += sum;
+  }
+  if (row + 1 == gridDim.x && threadIdx.x == 0) {
+    const int tiles = sum + schedule.tile_counts[row];
+    const int64_t fitting = tiles == 0 ? num_heads : min(int64_t{num_heads}, tiles_held / tiles);
+    const int64_t rounds = (num_heads + fitting - 1) / fitting;
+    *schedule.rounds = {static_cast<int>((num_heads + rounds - 1) / rounds), tiles};
   }
 }
 
@@ -183,6 +230,8 @@ MaskedAttentionSchedule PlaceMaskedAttentionSchedule(const MaskedAttentionKeys& 
   s.padded_keys = layout.padded_keys;
   s.selected = keys.num_selected >= 0;
   s.backward = pass == MaskedAttentionPass::kBackward;
+  s.keeps_ds = layout.keeps_ds;
+  s.num_counters = layout.num_counters;
   s.counters = static_cast<int32_t*>(at(layout.counters));
   s.begin_T = static_cast<int32_t*>(at(layout.begin_T));
   s.end_T = static_cast<int32_t*>(at(layout.end_T));
@@ -192,6 +241,9 @@ MaskedAttentionSchedule PlaceMaskedAttentionSchedule(const MaskedAttentionKeys& 
   s.block_windows = static_cast<int4*>(at(layout.block_windows));
   s.by_rows = lists(layout.row_lists, keys.num_rows);
   s.by_keys = lists(layout.key_lists, keys.num_keys);
+  s.places = static_cast<int32_t*>(at(layout.places));
+  s.tile_counts = static_cast<int32_t*>(at(layout.tile_counts));
+  s.rounds = static_cast<HeadRounds*>(at(layout.rounds));
   return s;
 }
 
@@ -207,9 +259,21 @@ void LaunchMaskedAttentionSchedule(const MaskedAttentionKeys& keys,
     BitsKernel<<<schedule.padded_rows / 32, kBitsThreads, shared, stream>>>(keys, schedule);
     cuda::CheckLaunch("masked attention: bits");
   }
+  if (schedule.keeps_ds) return;
   LaunchLists<false>(schedule, schedule.by_rows, schedule.backward ? kMaskedStep : kMaskedTile,
                      stream);
   if (schedule.backward) LaunchLists<true>(schedule, schedule.by_keys, kMaskedStep, stream);
+}
+
+void LaunchMaskedAttentionPlaces(const MaskedAttentionSchedule& schedule, int num_heads,
+                                 int64_t tiles_held, cudaStream_t stream) {
+  const int tiles = static_cast<int>(cuda::CeilDiv(schedule.num_keys, kMaskedTile));
+  const unsigned rows = static_cast<unsigned>(schedule.padded_rows / kMaskedTile);
+  TilesKernel<<<rows, 32, 0, stream>>>(schedule, tiles);
+  cuda::CheckLaunch("masked attention: tiles");
+  PlacesKernel<<<rows, 128, 0, stream>>>(schedule, tiles, num_heads, tiles_held);
+  cuda::CheckLaunch("masked attention: places of tiles");
+  LaunchLists<true>(schedule, schedule.by_keys, kMaskedStep, stream);
 }
 
 }  // namespace baleen

@@ -20,10 +20,16 @@ struct MaskedTileLists {
   int stride, count;
 };
 
+// Heads whose dS is held at once, and tiles of each.
+struct HeadRounds {
+  int heads, tiles;
+};
+
 // What the kernels read, all of it in the workspace. Blocks are 32 rows, words 32 keys.
 struct MaskedAttentionSchedule {
   int num_rows, num_keys, padded_rows, padded_keys;
-  bool selected, backward;
+  bool selected, backward, keeps_ds;
+  int num_counters;
   int32_t* counters;
   // [padded rows]: windows, clipped, or hulls of ids in them; 0, 0 if empty or beyond T.
   int32_t* begin_T;
@@ -39,6 +45,11 @@ struct MaskedAttentionSchedule {
   int4* block_windows;      // [padded rows / 32]
   MaskedTileLists by_rows;  // of 128 rows: tiles of 128 keys in the forward, 64 in the backward
   MaskedTileLists by_keys;  // of 128 keys: steps of 64 rows; backward only
+  // Where dS is kept (by_rows is not made then, and by_keys has both steps of a tile): of each tile
+  // of 128 x 128 pairs its place among those of a head that hold any pair, -1 if it does not.
+  int32_t* places;       // [padded rows / 128, padded keys / 128]
+  int32_t* tile_counts;  // [padded rows / 128]
+  HeadRounds* rounds;
 };
 
 MaskedAttentionSchedule PlaceMaskedAttentionSchedule(const MaskedAttentionKeys& keys,
@@ -49,5 +60,9 @@ MaskedAttentionSchedule PlaceMaskedAttentionSchedule(const MaskedAttentionKeys& 
 // Fills it: two to four small kernels.
 void LaunchMaskedAttentionSchedule(const MaskedAttentionKeys& keys,
                                    const MaskedAttentionSchedule& schedule, cudaStream_t stream);
+
+// Behind it, where dS of `num_heads` heads is kept: places and rounds.
+void LaunchMaskedAttentionPlaces(const MaskedAttentionSchedule& schedule, int num_heads,
+                                 int64_t tiles_held, cudaStream_t stream);
 
 }  // namespace baleen

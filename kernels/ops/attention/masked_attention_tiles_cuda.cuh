@@ -33,11 +33,21 @@ struct Work {
   int num_heads, heads_per_group;
   bool last_first;   // the longest lists of a causal mask come first
   int32_t* counter;  // of items handed out
+  int first_head = 0;
 };
 
 struct Item {
   int tile, head, steps;  // steps < 0: no more items
 };
+
+// The heads of a round, where dS is kept; none if there are fewer rounds.
+__device__ __forceinline__ Work InRound(Work work, int heads_of_round, int round) {
+  work.first_head = round * heads_of_round;
+  work.num_heads = max(0, min(heads_of_round, work.num_heads - work.first_head));
+  work.heads_per_group = max(1, min(work.heads_per_group, work.num_heads));
+  while (work.num_heads % work.heads_per_group != 0) --work.heads_per_group;
+  return work;
+}
 
 __device__ __forceinline__ Item ItemAt(const Work& work, int index) {
   if (index >= work.lists.count * work.num_heads) return {0, 0, -1};
@@ -47,8 +57,11 @@ __device__ __forceinline__ Item ItemAt(const Work& work, int index) {
   const int in_group = index - first_head * work.lists.count;
   const int place = in_group / heads;
   const int tile = work.last_first ? work.lists.count - 1 - place : place;
-  return {tile, first_head + in_group % heads,
-          __ldg(work.lists.entries + static_cast<int64_t>(tile) * work.lists.stride)};
+  const int steps =
+      work.lists.entries == nullptr
+          ? 0
+          : __ldg(work.lists.entries + static_cast<int64_t>(tile) * work.lists.stride);
+  return {tile, work.first_head + first_head + in_group % heads, steps};
 }
 
 // Position in a ring of kStages buffers.
@@ -253,10 +266,13 @@ inline CUtensorMap HeadsMap(const void* base, int rows, int heads, int dim, int 
   return map;
 }
 
-// Heads whose keys (or rows) take about half of L2.
-inline int HeadsPerGroup(int length, int num_heads) {
-  const int64_t bytes = int64_t{length} * (kQueryDim + kValueDim) * 2;
-  int64_t heads = (int64_t{24} << 20) / bytes;
+// What the keys (or rows) of a group of heads take: about half of L2. Each round of heads has an
+// end, which is short if its last group is long beside the longest item; heads go in step, so that
+// L2 need not hold all of a group.
+constexpr int64_t kGroupBytes = int64_t{24} << 20, kRoundBytes = 4 * kGroupBytes;
+
+inline int HeadsPerGroup(int length, int num_heads, int64_t group_bytes = kGroupBytes) {
+  int64_t heads = group_bytes / (int64_t{length} * (kQueryDim + kValueDim) * 2);
   heads = heads < 1 ? 1 : heads > num_heads ? num_heads : heads;
   while (num_heads % heads != 0) --heads;  // a short last group would begin with its longest items
   return static_cast<int>(heads);

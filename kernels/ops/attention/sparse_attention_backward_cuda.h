@@ -19,6 +19,12 @@ struct SparseAttentionBackwardArgs : SparseAttentionBackwardShape {
   const void* do_THV = nullptr;     // bf16
   const float* lse_TH = nullptr;    // natural log; +inf or -inf marks a row without keys: P = 0
   const int32_t* ids_TK = nullptr;  // ascending or not, distinct in a row; -1 only at a row's end
+  // Packs of queries (sparse_attention_packs_cuda.h), which the device may choose to use; with
+  // packs.queries = 1 there are none.
+  SparseAttentionBackwardPacksPlan packs;
+  const int32_t* entries_IU = nullptr;  // the bits of uint32
+  const int32_t* counts_I = nullptr;
+  int32_t* choice = nullptr;  // SparseAttentionBackwardChoiceInts, contents arbitrary
   // Outputs.
   void* dq_THC = nullptr;      // bf16, overwritten
   float* dkv_SC = nullptr;     // fp32, added to

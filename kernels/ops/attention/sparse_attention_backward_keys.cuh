@@ -9,15 +9,15 @@ namespace baleen::sparse_backward {
 // --- Warpgroup 1: dq columns 256-447, then dkv in chunks of 32 columns. ---
 
 // All rows of this thread block are stored.
+template <bool kPacked>
 __device__ __forceinline__ void AnnounceRows(const Params& params, int t) {
-  Announce(&params.index.written_C[(t - params.first_token) / params.schedule.chunk]);
+  Announce(&params.index.written_C[ChunkOf<kPacked>(params, t)]);
 }
 
 // delta = sum over V of o do for the tile's heads, 16 a warp, while the first scores multiply.
-__device__ __forceinline__ void StoreDelta(const Params& params, Shared& s, int t, int tile) {
+__device__ __forceinline__ void StoreDelta(const Params& params, Shared& s, const Rows& rows) {
   const SparseAttentionBackwardArgs& args = params.args;
   const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-  const int first = tile * kHeadTile + warp * 16;
   const uint4* o = static_cast<const uint4*>(args.o_THV) + lane;
   const uint4* d_o = static_cast<const uint4*>(args.do_THV) + lane;
 #pragma unroll 1
@@ -25,8 +25,8 @@ __device__ __forceinline__ void StoreDelta(const Params& params, Shared& s, int 
     uint4 a[4][2], b[4][2];
 #pragma unroll
     for (int x = 0; x < 8; ++x) {
-      const int head = min(first + row + x / 2, args.num_heads - 1);
-      const size_t at = (size_t(t) * args.num_heads + head) * (kV / 8) + x % 2 * 32;
+      const int head = min(warp * 16 + row + x / 2, rows.count - 1);
+      const size_t at = (rows.first + head) * (kV / 8) + x % 2 * 32;
       a[x / 2][x % 2] = __ldcs(o + at);
       b[x / 2][x % 2] = __ldg(d_o + at);
     }
@@ -197,7 +197,7 @@ __device__ constexpr Chunk ChunkAt(int x) {
   return x % 2 == 0 ? Chunk{x / 2 - 1, false} : Chunk{x / 2 + 1, true};
 }
 
-template <bool kPair>
+template <bool kPair, bool kPacked>
 __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s, int t, int tile,
                                                 int num_blocks) {
   const int thread = ThreadInRole(), warp = thread / 32, lane = thread % 32;
@@ -209,11 +209,13 @@ __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s,
   const uint64_t q_columns = DescriptorMnMajor(SharedAddress(s.q), kPieceBytes);
   const uint64_t do_columns = DescriptorMnMajor(SharedAddress(s.d_o), kPieceBytes);
 
-  StoreDelta(params, s, t, tile);
+  const Rows rows_of_q = RowsOf<kPacked>(params, t, tile);
+  StoreDelta(params, s, rows_of_q);
   // The buffer the rows go to has been added up and is free.
-  const int reused = (t - params.first_token) / params.schedule.chunk - params.schedule.kRing;
+  const int reused = ChunkBefore<kPacked>(params, ChunkOf<kPacked>(params, t));
   if (reused >= 0 && lane == 0) {
-    AwaitCount(&params.index.summed_C[reused], params.schedule.SumsAChunk() * params.num_tiles);
+    AwaitCount(&params.index.summed_C[reused],
+               ScheduleOf<kPacked>(params).SumsAChunk() * params.num_tiles);
   }
   __syncwarp();
   AwaitQueries();
@@ -304,9 +306,9 @@ __device__ __forceinline__ void RunKeyGradients(const Params& params, Shared& s,
     }
   }
   NamedSync(5, 128);
-  if (thread == 0) AnnounceRows(params, t);
+  if (thread == 0) AnnounceRows<kPacked>(params, t);
   PinRegisters(dq);
-  StoreDq(params, t, tile, 256, dq);
+  StoreDq(params, rows_of_q, 256, dq);
 }
 
 }  // namespace baleen::sparse_backward

@@ -29,6 +29,23 @@ struct SparseAttentionBackwardPlan {
   int span = 0;   // a multiple of chunk
 };
 
+// The same for packs of queries (sparse_attention_packs_cuda.h), which look like queries of 64
+// heads with a longer list. How many rows they make is known on the device only, from the unions
+// of their lists: there the chunk is chosen, the largest whose rows find room, or none.
+struct SparseAttentionBackwardPacksPlan {
+  static constexpr int kChoices = 6, kSpanStep = 768;
+  int queries = 1;                                      // of a pack; 1 = none
+  int chunks[kChoices] = {384, 256, 192, 128, 96, 64};  // of packs; each divides kSpanStep
+  SparseAttentionBackwardShape shape;
+  int span = 0;
+  int ring_rows = 0;  // that the ring holds
+  int packs_a_sum = 0, lag = 0;
+  int most_percent = 0;  // blocks of keys in a hundred of single queries' up to which packs pay
+
+  int LargestChunk() const { return chunks[0]; }
+  int SmallestChunk() const { return chunks[kChoices - 1]; }
+};
+
 // Byte offsets in the workspace, each a multiple of 256 (W words of 32 queries, C chunks of a
 // span).
 struct SparseAttentionBackwardLayout {
@@ -36,7 +53,7 @@ struct SparseAttentionBackwardLayout {
   size_t starts_CS = 0, counts_CS = 0;  // int32
   size_t counters_C = 0;                // three of int32, and one a block of a chunk's sums
   size_t rows = 0;                      // the ring: rows of C = 576
-  size_t mask_bytes = 0, counter_bytes = 0;
+  size_t counter_bytes = 0;
   size_t bytes = 0;  // of all
 };
 
@@ -75,29 +92,83 @@ inline SparseAttentionBackwardPlan PlanSparseAttentionBackward(
   return {chunk, chunk * static_cast<int>(chunks)};
 }
 
-inline SparseAttentionBackwardLayout LayOutSparseAttentionBackward(
-    const SparseAttentionBackwardShape& shape, const SparseAttentionBackwardPlan& plan) {
+namespace internal {
+inline SparseAttentionBackwardLayout LayOut(size_t keys, size_t words, size_t chunks, size_t sums,
+                                            size_t row_bytes) {
   SparseAttentionBackwardLayout layout;
   const auto take = [&](size_t bytes) {
     const size_t at = layout.bytes;
     layout.bytes += (bytes + 255) / 256 * 256;
     return at;
   };
-  const size_t keys = shape.num_keys, chunks = plan.span / plan.chunk;
-  layout.mask_bytes = size_t(plan.span / 32) * keys * 4;
-  layout.counter_bytes = (3 * chunks + plan.chunk / kFewestQueriesASum) * 4;
-  layout.masks_WS = take(layout.mask_bytes);
-  layout.ranks_WS = take(layout.mask_bytes);
+  layout.counter_bytes = (3 * chunks + sums) * 4;
+  layout.masks_WS = take(words * keys * 4);
+  layout.ranks_WS = take(words * keys * 4);
   layout.starts_CS = take(chunks * keys * 4);
   layout.counts_CS = take(chunks * keys * 4);
   layout.counters_C = take(layout.counter_bytes);
-  layout.rows = take(SparseAttentionBackwardQueryBytes(shape) * plan.chunk);
+  layout.rows = take(row_bytes);
   return layout;
 }
+}  // namespace internal
 
+inline SparseAttentionBackwardLayout LayOutSparseAttentionBackward(
+    const SparseAttentionBackwardShape& shape, const SparseAttentionBackwardPlan& plan) {
+  return internal::LayOut(shape.num_keys, plan.span / 32, plan.span / plan.chunk,
+                          plan.chunk / kFewestQueriesASum,
+                          SparseAttentionBackwardQueryBytes(shape) * plan.chunk);
+}
+inline SparseAttentionBackwardLayout LayOutSparseAttentionBackward(
+    const SparseAttentionBackwardPacksPlan& plan) {
+  return internal::LayOut(plan.shape.num_keys, plan.span / 32, plan.span / plan.SmallestChunk(),
+                          plan.LargestChunk() / plan.packs_a_sum,
+                          size_t(plan.ring_rows) * kScatterRowBytesShort);
+}
+
+// Packs with as many rows in their ring as single queries have, which are what runs where packs are
+// not chosen. Not more bytes than those take or `budget_bytes` are.
+inline SparseAttentionBackwardPacksPlan PlanSparseAttentionBackwardPacks(
+    const SparseAttentionBackwardShape& shape, const SparseAttentionBackwardPlan& single,
+    int queries_a_pack, size_t budget_bytes) {
+  SparseAttentionBackwardPacksPlan plan;
+  if (queries_a_pack == 1) return plan;
+  plan.queries = queries_a_pack;
+  plan.shape = {(shape.num_tokens + queries_a_pack - 1) / queries_a_pack, shape.num_keys, 64,
+                shape.num_selected * queries_a_pack};
+  // The sums of the last chunk run alone: four chunks at least.
+  const int most = std::max(plan.SmallestChunk(), plan.shape.num_tokens / 4);
+  for (int i = plan.kChoices - 1; i-- > 0;) {
+    if (plan.chunks[i] > most) plan.chunks[i] = plan.chunks[i + 1];
+  }
+  // The same keys of the next chunk wait for a sum, so it must be shorter than a chunk's packs.
+  plan.packs_a_sum = 2;
+  plan.lag = 160;          // a wave of blocks and some
+  plan.most_percent = 90;  // at 87 they gain 6 % of the time, at 97 they lose 4
+  const SparseAttentionBackwardLayout layout = LayOutSparseAttentionBackward(shape, single);
+  plan.ring_rows = static_cast<int>((layout.bytes - layout.rows) / kScatterRowBytesShort);
+  const auto steps = [&](int packs) { return (packs + plan.kSpanStep - 1) / plan.kSpanStep; };
+  constexpr int kMostQueries = 8192;  // of a launch
+  for (int n = steps(std::min(plan.shape.num_tokens, kMostQueries / queries_a_pack)); n > 0; --n) {
+    plan.span = n * plan.kSpanStep;
+    const size_t bytes = LayOutSparseAttentionBackward(plan).bytes;
+    if (bytes <= std::max(layout.bytes, budget_bytes)) return plan;
+  }
+  return {};  // so many keys that the index is most of the memory
+}
+
+// Ints of the device's choice: the chunk (0 = single queries), rows of a slot of the ring, slots;
+// behind them, for choosing, rows of each 32 packs.
+inline int SparseAttentionBackwardChoiceInts(const SparseAttentionBackwardPacksPlan& plan) {
+  return 3 + (plan.shape.num_tokens + 31) / 32;
+}
+
+// Of single queries and, in the same memory, of packs.
 inline size_t SparseAttentionBackwardWorkspace(const SparseAttentionBackwardShape& shape,
-                                               const SparseAttentionBackwardPlan& plan) {
-  return LayOutSparseAttentionBackward(shape, plan).bytes;
+                                               const SparseAttentionBackwardPlan& plan,
+                                               const SparseAttentionBackwardPacksPlan& packs = {}) {
+  const size_t single = LayOutSparseAttentionBackward(shape, plan).bytes;
+  if (packs.queries == 1) return single;
+  return std::max(single, LayOutSparseAttentionBackward(packs).bytes);
 }
 
 }  // namespace baleen

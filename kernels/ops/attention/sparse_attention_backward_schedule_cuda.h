@@ -26,7 +26,7 @@ struct SparseBackwardSchedule {
   int num_queries = 0;
   int chunk = 0;  // queries, a multiple of queries_a_sum
   int queries_a_sum = 0;
-  int lag = 0;  // at most chunk
+  int lag = 0;  // of single queries at most chunk
 
   __host__ __device__ int SumsAChunk() const { return chunk / queries_a_sum; }
   __host__ __device__ int NumChunks() const { return (num_queries + chunk - 1) / chunk; }
@@ -53,5 +53,12 @@ struct SparseBackwardSchedule {
     return {true, groups + i - rest};
   }
 };
+
+// The rows of a chunk of packs, as many as their unions have, lie in slots of one size, as large as
+// the largest chunk: chunk c in slot c % slots, once the sums of chunk c - slots are done. How many
+// slots there must be, so that those sums come before in the order of work.
+__host__ __device__ constexpr int FewestSlotsOfPacks(int chunk, int lag) {
+  return 2 + (lag + chunk - 1) / chunk;
+}
 
 }  // namespace baleen

@@ -8,6 +8,7 @@
 #include "kernels/cuda/wgmma_bf16.cuh"
 #include "kernels/ops/attention/sparse_attention_backward_cuda.h"
 #include "kernels/ops/attention/sparse_attention_backward_schedule_cuda.h"
+#include "kernels/ops/attention/sparse_attention_packs_cuda.h"
 #include "kernels/ops/attention/sparse_attention_tiles_cuda.cuh"
 #include "kernels/ops/attention/sparse_scatter_cuda.cuh"
 
@@ -42,35 +43,84 @@ struct __align__(1024) Shared {
   float target_part[2][4][kBlock];  // [1][0] holds delta until the first block is through
   int32_t ids[kBlock];
   int32_t row[2][kBlock];  // where the dkv row of each key of the block goes, -1 = nowhere
-  uint32_t valid[2][2];    // which keys of the block exist
+  uint32_t valid[2][kMostPackedQueries][2];  // which keys of the block a query of the pack selected
   uint64_t k_full[kGroups], k_empty[kGroups];  // k_empty[0] unused: the loader's own
   uint64_t pds_full, pds_empty, valid_full, row_full;
   uint64_t stage_open, received[kSlots], credit[kSlots];  // of a pair, see the key gradients
 };
 static_assert(sizeof(Shared) <= 227 * 1024, "one block a multiprocessor");
 
+// What the device chose (SparseAttentionBackwardChoiceInts); a kernel for the other of packs and
+// single queries does nothing.
+enum Choice { kChosenChunk, kSlotRows, kNumSlots, kGroupRows };
+template <bool kPacked>
+__device__ __forceinline__ bool NotChosen(const int32_t* choice) {
+  return choice != nullptr && (__ldg(choice + kChosenChunk) != 0) != kPacked;
+}
+
+// Packs of queries (sparse_attention_packs_cuda.h) look like queries of 64 heads; these are the
+// single ones.
+struct Packs {
+  const int32_t* counts_I;
+  int num_rows;  // of q: all queries' heads
+  int num_queries, queries_a_pack, num_selected;
+};
+
 struct Params {
-  SparseAttentionBackwardArgs args;
+  SparseAttentionBackwardArgs args;  // of packs: T packs of H = 64 and their unions
+  Packs packs;
+  const int32_t* choice;  // null: there was none
   ScatterIndex index;
   SparseBackwardSchedule schedule;
   uint8_t* rows;    // bf16 rows of dkv sorted by key, SparseBackwardSchedule::kRing buffers
   int first_token;  // of the launch; its queries are counted from here
   int num_tiles;    // of 64 heads: 1, or 2 that add their rows
 };
+template <bool kPacked>
+__device__ __forceinline__ SparseBackwardSchedule ScheduleOf(const Params& params) {
+  SparseBackwardSchedule schedule = params.schedule;
+  if constexpr (kPacked) schedule.chunk = __ldg(params.choice + kChosenChunk);
+  return schedule;
+}
+template <bool kPacked>
+__device__ __forceinline__ int ChunkOf(const Params& params, int t) {
+  return (t - params.first_token) / ScheduleOf<kPacked>(params).chunk;
+}
+// Where the rows of a chunk begin, and the chunk whose rows lay there before.
+template <bool kPacked>
 __device__ __forceinline__ int BufferOf(const Params& params, int chunk) {
+  if constexpr (kPacked) {
+    return chunk % __ldg(params.choice + kNumSlots) * __ldg(params.choice + kSlotRows);
+  }
   return chunk % SparseBackwardSchedule::kRing * params.schedule.chunk * params.args.num_selected;
+}
+template <bool kPacked>
+__device__ __forceinline__ int ChunkBefore(const Params& params, int chunk) {
+  return chunk - (kPacked ? __ldg(params.choice + kNumSlots) : SparseBackwardSchedule::kRing);
+}
+
+// The rows of q, do, o, dq and lse that a thread block has, counted in heads.
+struct Rows {
+  size_t first;
+  int count;  // at most 64
+};
+template <bool kPacked>
+__device__ __forceinline__ Rows RowsOf(const Params& params, int t, int tile) {
+  const int heads = params.args.num_heads;
+  if constexpr (kPacked) {  // the last pack may have fewer queries
+    return {size_t(t) * kHeadTile, min(kHeadTile, params.packs.num_rows - t * kHeadTile)};
+  }
+  return {size_t(t) * heads + tile * kHeadTile, min(kHeadTile, heads - tile * kHeadTile)};
 }
 
 // Warpgroups 0 and 1 start bringing the tile's rows of q and do...
-__device__ __forceinline__ void StartQueries(const Params& params, Shared& s, int t, int tile) {
+__device__ __forceinline__ void StartQueries(const Params& params, Shared& s, const Rows& rows) {
   const SparseAttentionBackwardArgs& args = params.args;
-  const int heads = min(kHeadTile, args.num_heads - tile * kHeadTile);
-  const size_t first_head = size_t(t) * args.num_heads + tile * kHeadTile;
   LoadTile<kPiecesC>(SharedAddress(s.q),
-                     static_cast<const uint8_t*>(args.q_THC) + first_head * kRowBytes, heads,
+                     static_cast<const uint8_t*>(args.q_THC) + rows.first * kRowBytes, rows.count,
                      threadIdx.x, 256);
   LoadTile<kPiecesV>(SharedAddress(s.d_o),
-                     static_cast<const uint8_t*>(args.do_THV) + first_head * kV * 2, heads,
+                     static_cast<const uint8_t*>(args.do_THV) + rows.first * kV * 2, rows.count,
                      threadIdx.x, 256);
   CopyAsyncCommit();
 }
@@ -83,16 +133,16 @@ __device__ __forceinline__ void AwaitQueries() {
 
 // Writes 64 x (columns) accumulators as bf16 rows of dq. `d` starts at column `first`.
 template <int kCount>
-__device__ __forceinline__ void StoreDq(const Params& params, int t, int tile, int first,
+__device__ __forceinline__ void StoreDq(const Params& params, const Rows& rows, int first,
                                         const float (&d)[kCount]) {
   const int warp = (threadIdx.x / 32) % 4, lane = threadIdx.x % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int head = tile * kHeadTile + warp * 16 + lane / 4 + half * 8;
-    if (head >= params.args.num_heads) continue;
-    uint32_t* out = reinterpret_cast<uint32_t*>(
-        static_cast<uint8_t*>(params.args.dq_THC) +
-        (size_t(t) * params.args.num_heads + head) * kRowBytes + (first + 2 * (lane % 4)) * 2);
+    const int row = warp * 16 + lane / 4 + half * 8;
+    if (row >= rows.count) continue;
+    uint32_t* out =
+        reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(params.args.dq_THC) +
+                                    (rows.first + row) * kRowBytes + (first + 2 * (lane % 4)) * 2);
 #pragma unroll
     for (int j = 0; j < kCount / 4; ++j) {
       out[j * 4] = PackBf16(d[4 * j + 2 * half], d[4 * j + 2 * half + 1]);
@@ -124,19 +174,73 @@ __device__ __forceinline__ void HalveColumns(float (&sums)[16], int lane) {
 
 // --- Warpgroup 0: scores, probabilities, KL target, dq columns 0-255. ---
 
+// The target of a pack: each query's heads are whole warps. A query's slots are its keys ascending
+// (else RestoreListOrder moves them afterwards).
+struct PackedTarget {
+  int begin[2] = {};  // the next slot of queries thread / 64 and thread / 64 + 2
+
+  // Adds up the parts of the warps for one block of keys.
+  __device__ __forceinline__ void Store(const Params& params, const Shared& s, int t,
+                                        uint32_t parity, int thread) {
+    const int queries = params.packs.queries_a_pack, warps = 4 / queries, key = thread % 64;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int query = thread / 64 + 2 * x, at = t * queries + query;
+      if (query >= queries) break;
+      const uint32_t low = s.valid[parity][query][0], high = s.valid[parity][query][1];
+      const uint32_t word = key < 32 ? low : high;
+      if (word >> (key % 32) & 1 && at < params.packs.num_queries) {
+        float sum = s.target_part[parity][query * warps][key];
+        if (warps == 2) sum += s.target_part[parity][query * warps + 1][key];
+        const int slot =
+            begin[x] + (key < 32 ? 0 : __popc(low)) + __popc(word & ((1u << (key % 32)) - 1));
+        params.args.target_TK[size_t(at) * params.packs.num_selected + slot] = sum;
+      }
+      begin[x] += __popc(low) + __popc(high);
+    }
+  }
+  // Slots without a key.
+  __device__ __forceinline__ void Finish(const Params& params, int t, int thread) const {
+    const int queries = params.packs.queries_a_pack, selected = params.packs.num_selected;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int query = thread / 64 + 2 * x, at = t * queries + query;
+      if (query >= queries || at >= params.packs.num_queries) break;
+      for (int slot = begin[x] + thread % 64; slot < selected; slot += 64) {
+        params.args.target_TK[size_t(at) * selected + slot] = 0;
+      }
+    }
+  }
+};
+
+// Ones in the halves of a pair of P whose keys, 8 j + 2 (lane % 4) and the next, are marked in the
+// 64 bits: their bits become the signs of two bytes, and a byte permutation spreads signs.
+__device__ __forceinline__ uint32_t SelectedPair(uint32_t low, uint32_t high, int lane, int j) {
+  const uint32_t word = j < 4 ? low : high, shift = 7 - 2 * (lane % 4);
+  uint32_t ones;
+  asm("prmt.b32 %0, %1, %2, %3;"
+      : "=r"(ones)
+      : "r"(word << shift), "r"(word << (shift - 1)), "r"(0xCC88 + 0x1111 * (j % 4)));
+  return ones;
+}
+
+template <bool kPacked>
 __device__ __forceinline__ void RunScores(const Params& params, Shared& s, int t, int tile,
                                           int num_blocks) {
   const int thread = ThreadInRole(), warp = thread / 32, lane = thread % 32;
   const SparseAttentionBackwardArgs& args = params.args;
   const float scale_log2 = args.scale * kLog2e;
 
+  const Rows rows = RowsOf<kPacked>(params, t, tile);
+  // The query of a pack that this warp's heads belong to.
+  const int query = kPacked ? warp * params.packs.queries_a_pack / 4 : 0;
+  PackedTarget packed_target;
   // The two rows (heads) of this thread.
   float lse_log2[2], delta[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int head = tile * kHeadTile + warp * 16 + lane / 4 + half * 8;
-    const bool exists = head < args.num_heads;
-    const float lse = exists ? args.lse_TH[size_t(t) * args.num_heads + head] : INFINITY;
+    const int row = warp * 16 + lane / 4 + half * 8;
+    const float lse = row < rows.count ? args.lse_TH[rows.first + row] : INFINITY;
     lse_log2[half] = isinf(lse) ? INFINITY : lse * kLog2e;
   }
 
@@ -177,14 +281,14 @@ __device__ __forceinline__ void RunScores(const Params& params, Shared& s, int t
 
     // P = exp(scale S - lse).
     BarrierWait(&s.valid_full, parity);
-    const uint32_t valid_low = s.valid[parity][0], valid_high = s.valid[parity][1];
+    const uint32_t valid_low = s.valid[parity][query][0], valid_high = s.valid[parity][query][1];
     WgmmaWait<0>();
     PinRegisters(scores);
 #pragma unroll
     for (int x = 0; x < 32; ++x) {
       scores[x] = Exp2(scores[x] * scale_log2 - lse_log2[(x >> 1) & 1]);
     }
-    if ((valid_low & valid_high) != ~0u) {
+    if (!kPacked && (valid_low & valid_high) != ~0u) {
 #pragma unroll
       for (int x = 0; x < 32; ++x) {
         const int column = 8 * (x / 4) + 2 * (lane % 4) + (x & 1);
@@ -198,6 +302,7 @@ __device__ __forceinline__ void RunScores(const Params& params, Shared& s, int t
 #pragma unroll
     for (int x = 0; x < 16; ++x) {
       p_packed[x] = PackBf16(scores[2 * x], scores[2 * x + 1]);
+      if constexpr (kPacked) p_packed[x] &= SelectedPair(valid_low, valid_high, lane, x / 2);
       asm volatile("" : "+r"(p_packed[x]));
     }
 
@@ -276,7 +381,9 @@ __device__ __forceinline__ void RunScores(const Params& params, Shared& s, int t
       *part = make_float2(sums[0], sums[1]);
     }
     NamedSync(1, 128);
-    if (thread < kBlock) {
+    if constexpr (kPacked) {
+      packed_target.Store(params, s, t, parity, thread);
+    } else if (thread < kBlock) {
       const float sum = (s.target_part[parity][0][thread] + s.target_part[parity][1][thread]) +
                         (s.target_part[parity][2][thread] + s.target_part[parity][3][thread]);
       float* target = args.target_TK + size_t(t) * args.num_selected + i * kBlock + thread;
@@ -287,13 +394,15 @@ __device__ __forceinline__ void RunScores(const Params& params, Shared& s, int t
       }
     }
   }
-  if (params.num_tiles == 1) {
+  if constexpr (kPacked) {
+    packed_target.Finish(params, t, thread);
+  } else if (params.num_tiles == 1) {
     for (int x = num_blocks * kBlock + thread; x < args.num_selected; x += 128) {
       args.target_TK[size_t(t) * args.num_selected + x] = 0;
     }
   }
-  StoreDq(params, t, tile, 0, dq_left);
-  StoreDq(params, t, tile, 128, dq_right);
+  StoreDq(params, rows, 0, dq_left);
+  StoreDq(params, rows, 128, dq_right);
 }
 
 }  // namespace baleen::sparse_backward

@@ -12,7 +12,7 @@ template <int warpgroup, bool kPacked>
 struct Consumer {
   Shared& s;
   const int warp, lane;
-  uint32_t own_uses = 0, other_uses = 0;  // of the two buffers, by the work before this one
+  uint32_t own_uses = 0, other_uses = 0;  // of the two buffers, by the turns before this one
   float o[2][64];                         // two quarters of the columns of V
   float o_largest[2];                     // the maximum that o (and sum) is relative to
   float sum[2];
@@ -52,10 +52,20 @@ struct Consumer {
         kPieceBytes);
   }
 
-  // Starts o += P V for the other warpgroup's block, P from shared memory.
-  __device__ __forceinline__ void StartOther(int block) {
+  // Waits for P of the other warpgroup's block; it is relative to `largest`.
+  __device__ __forceinline__ void AwaitOther(int block, float (&largest)[2]) const {
     BarrierWait(&s.published[1 - warpgroup], OtherPhase(block));
-    const float largest[2] = {s.largest[warp * 16 + lane / 4], s.largest[warp * 16 + lane / 4 + 8]};
+    largest[0] = s.largest[warp * 16 + lane / 4];
+    largest[1] = s.largest[warp * 16 + lane / 4 + 8];
+  }
+
+  // o += P V for the other's block, P from shared memory.
+  __device__ __forceinline__ void MultiplyOther(int block) {
+    float largest[2];
+    AwaitOther(block, largest);
+    MultiplyOther(block, largest);
+  }
+  __device__ __forceinline__ void MultiplyOther(int block, const float (&largest)[2]) {
     Rescale(largest);
     const uint64_t p =
         Opaque(DescriptorKMajor(SharedAddress(s.k[block & 1]) + kRopePiece * kPieceBytes));
@@ -71,6 +81,8 @@ struct Consumer {
       }
       WgmmaCommit();
     }
+    FinishAndRelease(block);
+    Release(block, kRopeGroup);  // where P was
   }
   // Waits for the quarters that multiply and gives their pieces of K back.
   __device__ __forceinline__ void FinishAndRelease(int block) {
@@ -81,18 +93,12 @@ struct Consumer {
     PinRegisters(o[1]);
     Release(block, 2 + warpgroup);
   }
-  // P of the other's block is used up as well.
-  __device__ __forceinline__ void FinishOther(int block) {
-    FinishAndRelease(block);
-    Release(block, kRopeGroup);
-  }
   __device__ __forceinline__ void Release(int block, int group) {
     if (lane == 0) BarrierArrive(&s.k_empty[block & 1][group]);
   }
 
   // S = Q K^T, pieces in the order of their arrival; -inf where the row's query has not selected
-  // the key. Warpgroup 1 multiplies the other's block behind the maximum and the exponentials, so
-  // that the scores of both never wait for each other.
+  // the key.
   __device__ __forceinline__ void MakeScores(int b, int num_blocks, const int (&query)[2],
                                              float (&scores)[32]) {
     constexpr uint32_t buffer = warpgroup;
@@ -102,8 +108,14 @@ struct Consumer {
         Opaque(DescriptorKMajor(SharedAddress(s.k[0]) + buffer * (kPiecesC * kPieceBytes)));
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      BarrierWait(&s.k_full[buffer][group], phase);
-      FenceProxyAsync();
+      // A fence costs some 60 clocks: one for the first two groups, one for the others.
+      if (group == 0 || group == 2) {
+#pragma unroll
+        for (int next = group; next < (group == 0 ? 2 : kGroups); ++next) {
+          BarrierWait(&s.k_full[buffer][next], phase);
+        }
+        FenceProxyAsync();
+      }
       WgmmaFence();
 #pragma unroll
       for (int piece = GroupBegin(group); piece < GroupEnd(group); ++piece) {
@@ -126,7 +138,6 @@ struct Consumer {
     WgmmaWait<0>();
     PinRegisters(scores);
     if (b + 2 >= num_blocks && lane == 0) BarrierArrive(&s.q_empty);
-    if (warpgroup == 1) StartOther(b - 1);
     if ((valid[0][0] & valid[0][1] & valid[1][0] & valid[1][1]) != ~0u) {
 #pragma unroll
       for (int x = 0; x < 32; ++x) {
@@ -136,9 +147,9 @@ struct Consumer {
     }
   }
 
-  // The new maximum of each row, over the four lanes that share it.
+  // The new maximum of each row, over the four lanes that share it, and of the blocks before.
   __device__ __forceinline__ void FindLargest(const float (&scores)[32], float scale_log2,
-                                              float (&largest)[2]) const {
+                                              const float (&before)[2], float (&largest)[2]) const {
     largest[0] = largest[1] = -INFINITY;
 #pragma unroll
     for (int x = 0; x < 32; ++x) largest[x >> 1 & 1] = fmaxf(largest[x >> 1 & 1], scores[x]);
@@ -146,7 +157,7 @@ struct Consumer {
     for (int half = 0; half < 2; ++half) {
       largest[half] = fmaxf(largest[half], __shfl_xor_sync(~0u, largest[half], 1));
       largest[half] = fmaxf(largest[half], __shfl_xor_sync(~0u, largest[half], 2));
-      largest[half] = fmaxf(largest[half] * scale_log2, o_largest[half]);
+      largest[half] = fmaxf(largest[half] * scale_log2, before[half]);
     }
   }
 
@@ -186,9 +197,9 @@ struct Consumer {
     FinishAndRelease(b);
   }
 
-  // Writes lse and o. Both warpgroups have the same maximum now; add the two sums.
-  __device__ __forceinline__ void Store(const SparseAttentionForwardArgs& args, const Rows& rows,
-                                        uint32_t parity) {
+  // 1 / sum of each row and its lse in the base 2. Both warpgroups have the same maximum now; add
+  // the two sums.
+  __device__ __forceinline__ void Total(uint32_t parity, float (&inverse)[2], float (&lse)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
@@ -196,16 +207,26 @@ struct Consumer {
       if (lane % 4 == 0) s.sum[parity][warpgroup][warp * 16 + lane / 4 + 8 * half] = sum[half];
     }
     NamedSync(1, 256);
-    float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = warp * 16 + lane / 4 + 8 * half;
       const float total = s.sum[parity][0][row] + s.sum[parity][1][row];
       const bool empty = kPacked && total == 0;
       inverse[half] = empty ? 0 : 1.0f / total;
+      lse[half] = empty ? -INFINITY : o_largest[half] + log2f(total);
+    }
+  }
+
+  // Writes lse and o.
+  __device__ __forceinline__ void Store(const SparseAttentionForwardArgs& args, const Rows& rows,
+                                        uint32_t parity) {
+    float inverse[2], lse[2];
+    Total(parity, inverse, lse);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = warp * 16 + lane / 4 + 8 * half;
       if (warpgroup == 0 && lane % 4 == 0 && row < rows.count) {
-        args.lse_TH[rows.first + row] =
-            empty ? -INFINITY : (o_largest[half] + log2f(total)) * 0.6931471805599453f;
+        args.lse_TH[rows.first + row] = lse[half] * kLn2;
       }
     }
     // Each warp's 16 rows x 256 columns in eight stages of 32 columns. Rows of 64 bytes, their
@@ -242,6 +263,32 @@ struct Consumer {
     }
   }
 
+  // Writes a part's lse and o as the threads hold them, for AddPartsKernel; a part without blocks
+  // has lse = -inf and no o.
+  __device__ __forceinline__ void StorePart(const SparseAttentionForwardArgs& args,
+                                            const Plan& plan, int slot, uint32_t parity) {
+    float inverse[2], lse[2];
+    Total(parity, inverse, lse);
+    float* lse_to = PartsLse(args, plan) + slot * kHeadTile + warp * 16 + lane / 4;
+    if (warpgroup == 0 && lane % 4 == 0) {
+      lse_to[0] = lse[0];
+      lse_to[8] = lse[1];
+    }
+    float4* to = PartO(args, slot) + warpgroup * 128 + warp * 32 + lane;
+#pragma unroll
+    for (int x = 0; x < kPartVectors; ++x) {
+      const float* d = o[x / 16] + 4 * (x % 16);
+      to[x * 256] =
+          make_float4(d[0] * inverse[0], d[1] * inverse[0], d[2] * inverse[1], d[3] * inverse[1]);
+    }
+  }
+  __device__ __forceinline__ void StoreNoPart(const SparseAttentionForwardArgs& args,
+                                              const Plan& plan, int slot) const {
+    if (warpgroup == 0 && lane < 16) {
+      PartsLse(args, plan)[slot * kHeadTile + warp * 16 + lane] = -INFINITY;
+    }
+  }
+
   // A row without keys: o = 0, lse = -inf.
   __device__ __forceinline__ void StoreNothing(const SparseAttentionForwardArgs& args,
                                                const Rows& rows) const {
@@ -253,8 +300,8 @@ struct Consumer {
 };
 
 template <int warpgroup, bool kPacked>
-__device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& args, Shared& s,
-                                            int num_work) {
+__device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& args,
+                                            const Plan& plan, Shared& s) {
   const int thread = ThreadInRole();
   Consumer<warpgroup, kPacked> c = {s, thread / 32, thread % 32};
   const float scale_log2 = args.scale * kLog2e;
@@ -268,28 +315,19 @@ __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& ar
   }
 
   uint32_t parity = 0;
-  for (int work = blockIdx.x; work < num_work; work += gridDim.x, parity ^= 1) {
+  for (int i = blockIdx.x; i < plan.turns; i += gridDim.x, parity ^= 1) {
     BarrierWait(&s.q_full, parity);
     const int num_blocks = s.num_blocks;
     if (num_blocks <= warpgroup) {  // no scores of its own
       __syncwarp();
       if (c.lane == 0) BarrierArrive(&s.q_empty);
     }
-    if (num_blocks == 0) {
-      c.StoreNothing(args, RowsOf<kPacked>(args, work));
-      continue;
-    }
     c.Begin();
     for (int b = warpgroup; b < num_blocks; b += 2) {
-      // Warpgroup 0 finishes the other's block first: its pieces of K are what the loader waits
-      // for.
-      if (warpgroup == 0 && b > 0) {
-        c.StartOther(b - 1);
-        c.FinishOther(b - 1);
-      }
-      float scores[32], largest[2];
+      float scores[32], before[2] = {c.o_largest[0], c.o_largest[1]}, largest[2];
       c.MakeScores(b, num_blocks, query, scores);
-      c.FindLargest(scores, scale_log2, largest);
+      if (warpgroup == 1) c.AwaitOther(b - 1, before);
+      c.FindLargest(scores, scale_log2, before, largest);
       // P = exp(scale S - maximum), bf16 for the matrix unit; the sum takes it unrounded.
       uint32_t p[4][4];
       float block_sum[2] = {};
@@ -301,18 +339,31 @@ __device__ __forceinline__ void RunConsumer(const SparseAttentionForwardArgs& ar
         block_sum[x & 1] += low + high;
       }
       c.Publish(p, largest);
-      if (warpgroup == 1) c.FinishOther(b - 1);
-
+      // Warpgroup 1 multiplies the other's block only now. An instruction of the matrix unit waits
+      // for those before it to be nearly through, so nothing hides behind products started earlier,
+      // and P would reach warpgroup 0 later.
+      if (warpgroup == 1) c.MultiplyOther(b - 1, before);
       c.Rescale(largest);
       c.sum[0] += block_sum[0];
       c.sum[1] += block_sum[1];
       c.MultiplyOwn(b, p);
+      // Warpgroup 0 finishes the other's block before its next scores: its pieces of K are what the
+      // loader waits for.
+      if (warpgroup == 0 && b + 1 < num_blocks) {
+        c.MultiplyOther(b + 1);
+      }
     }
-    if (((num_blocks - 1) & 1) != warpgroup) {
-      c.StartOther(num_blocks - 1);
-      c.FinishOther(num_blocks - 1);
+    if (warpgroup == 1 && (num_blocks & 1)) c.MultiplyOther(num_blocks - 1);
+    const Turn turn = TurnOf(plan, i);
+    if (turn.slot < 0 && num_blocks > 0) {
+      c.Store(args, RowsOf<kPacked>(args, turn.work), parity);
+    } else if (turn.slot < 0) {
+      c.StoreNothing(args, RowsOf<kPacked>(args, turn.work));
+    } else if (num_blocks > 0) {
+      c.StorePart(args, plan, turn.slot, parity);
+    } else {
+      c.StoreNoPart(args, plan, turn.slot);
     }
-    c.Store(args, RowsOf<kPacked>(args, work), parity);
     c.own_uses += (num_blocks + 1 - warpgroup) / 2;
     c.other_uses += (num_blocks + warpgroup) / 2;
   }

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/ops/attention/sparse_attention_forward_plan_cuda.h"
+
 namespace baleen {
 
 struct SparseAttentionForwardArgs {
@@ -22,6 +24,7 @@ struct SparseAttentionForwardArgs {
   // Packs of queries that share 64 rows (sparse_attention_packs_cuda.h); 1 = none.
   int queries_a_pack = 1;
   const int32_t* counts_I = nullptr;
+  float* parts = nullptr;  // SparseAttentionForwardPartFloats; null = no work is divided
 };
 
 // The result does not depend on the order of launches: bitwise reproducible.

@@ -16,6 +16,7 @@ using namespace cuda;  // NOLINT: the device wrappers
 
 constexpr int kThreads = 384;
 constexpr int kHalf = kV / 2;  // columns of o a warpgroup keeps
+constexpr float kLn2 = 0.6931471805599453f;
 
 // Pieces of K move in five groups, in the order they come free: quarters of V, left half (warpgroup
 // 0) and right half (warpgroup 1) in turn, and the rope piece, whose place P takes once the scores
@@ -37,17 +38,41 @@ struct __align__(1024) Shared {
   uint8_t k[2][kPiecesC * kPieceBytes];
   uint8_t stage[8][kStageBytes];
   float largest[kHeadTile];    // running maximum of the last published block, times log2 e
-  float sum[2][2][kHeadTile];  // of exponentials, by parity of the work and warpgroup
+  float sum[2][2][kHeadTile];  // of exponentials, by parity of the turn and warpgroup
   uint32_t valid[2][kMostPackedQueries][2];  // which keys of the block a query of the pack selected
-  int num_blocks;                            // of the work whose q is here
+  int num_blocks;                            // of the turn whose q is here
   uint64_t q_full, q_empty;
   uint64_t k_full[2][kGroups], k_empty[2][kGroups], valid_full[2];
   uint64_t published[2];  // by owner: P and the maximum of its block are there
 };
 static_assert(sizeof(Shared) <= 227 * 1024, "one block a multiprocessor");
 
-// A thread block takes work blockIdx.x, then gridDim.x further on, and so on: some rows of q (a
-// tile of a query's heads, or all heads of a pack of queries) with one list of keys.
+// A thread block takes turn blockIdx.x, then gridDim.x further on, and so on: a whole work, or a
+// part of one of the last.
+struct Turn {
+  int work, part, num_parts;
+  int slot;  // of the part in args.parts, -1 = a whole work
+};
+using Plan = SparseAttentionForwardPlan;
+__device__ __forceinline__ Turn TurnOf(const Plan& plan, int turn) {
+  if (turn < plan.whole) return {turn, 0, 1, -1};
+  const int slot = turn - plan.whole;
+  return {plan.whole + slot % plan.divided, slot / plan.divided, plan.parts, slot};
+}
+
+// Where parts leave o, in the order in which the threads of both warpgroups hold it, and lse (in
+// the base 2).
+constexpr int kPartVectors = 32;  // of 4 elements, of each thread
+__device__ __forceinline__ float4* PartO(const SparseAttentionForwardArgs& args, int slot) {
+  return reinterpret_cast<float4*>(args.parts) + size_t(slot) * (kPartVectors * 256);
+}
+__device__ __forceinline__ float* PartsLse(const SparseAttentionForwardArgs& args,
+                                           const Plan& plan) {
+  return args.parts + size_t(plan.divided) * plan.parts * (kHeadTile * kV);
+}
+
+// A work: some rows of q (a tile of a query's heads, or all heads of a pack of queries) with one
+// list of keys.
 struct Rows {
   size_t first;  // of q, o and lse, counted in heads
   int count;     // at most 64

@@ -1,9 +1,11 @@
 // Two sets of kernels: on tensor cores for the shapes of DeepSeek-V3 in bf16, general ones for all
-// else. Which one runs depends on dtype and shapes alone, so the same run takes the same path.
+// else. Which one runs depends on dtype and shapes alone, so the same run takes the same path; only
+// whether the backward of few heads packs queries depends on their lists.
 #include "kernels/ops/attention/sparse_attention_gpu.h"
 
 #include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/ops/attention/sparse_attention_backward_cuda.h"
 #include "kernels/ops/attention/sparse_attention_forward_cuda.h"
 #include "kernels/ops/attention/sparse_attention_general_cuda.h"
@@ -93,16 +95,37 @@ SparseAttentionPacks PacksOf(const Tensor& q_THC, const Tensor& ids_TK) {
   packs.queries = SparseAttentionQueriesAPack(q_THC.dim(0), q_THC.dim(1));
   return packs;
 }
-SparseAttentionPacks PackLists(const Context& context, const Tensor& q_THC, const Tensor& kv_SC,
-                               const Tensor& ids_TK, const SparseAttentionScratch& scratch) {
+// Those of the backward: of whole tiles of rows, with lists padded.
+SparseAttentionPacks BackwardPacksOf(const Tensor& q_THC, const Tensor& ids_TK) {
   SparseAttentionPacks packs = PacksOf(q_THC, ids_TK);
+  packs.num_selected = ToInt("slots", PaddedSlots(ids_TK));
+  if (packs.queries * q_THC.dim(1) != kPackedRows) packs.queries = 1;
+  return packs;
+}
+// Sets what is missing and starts filling the unions.
+void FillPacks(const Context& context, const Tensor& kv_SC, const int32_t* ids,
+               const SparseAttentionScratch& scratch, SparseAttentionPacks& packs) {
   CHECK_LE(kv_SC.dim(0), int64_t{1} << kPackedKeyBits) << kOp << ": keys";
   packs.num_keys = static_cast<int>(kv_SC.dim(0));
-  packs.ids_TK = ids_TK.data<int32_t>();
+  packs.ids_TK = ids;
   packs.entries_IU = reinterpret_cast<uint32_t*>(scratch.entries_IU.data<int32_t>());
   packs.counts_I = scratch.counts_I.data<int32_t>();
   if constexpr (kHaveCuda) LaunchPackSelectedKeys(packs, context.stream());
-  return packs;
+}
+
+// How the backward runs: single queries, and packs where the device finds that they pay.
+struct BackwardPlans {
+  SparseAttentionBackwardShape shape;
+  SparseAttentionBackwardPlan single;
+  SparseAttentionBackwardPacksPlan packs;
+};
+BackwardPlans PlanBackward(const Tensor& q_THC, const Tensor& kv_SC, const Tensor& ids_TK) {
+  BackwardPlans plans;
+  plans.shape = ShapeOf(q_THC, kv_SC, ids_TK);
+  plans.single = PlanSparseAttentionBackward(plans.shape, kBackwardBudget);
+  plans.packs = PlanSparseAttentionBackwardPacks(
+      plans.shape, plans.single, BackwardPacksOf(q_THC, ids_TK).queries, kBackwardBudget);
+  return plans;
 }
 
 void RunForwardOnTensorCores(const Context& context, const Tensor& q_THC, const Tensor& kv_SC,
@@ -126,12 +149,14 @@ void RunForwardOnTensorCores(const Context& context, const Tensor& q_THC, const 
       args.ids_TK = PaddedIds(context, ids_TK, scratch);
       args.num_selected = shape.num_selected;
     } else {
-      const SparseAttentionPacks packs = PackLists(context, q_THC, kv_SC, ids_TK, scratch);
+      SparseAttentionPacks packs = PacksOf(q_THC, ids_TK);
+      FillPacks(context, kv_SC, ids_TK.data<int32_t>(), scratch, packs);
       args.ids_TK = scratch.entries_IU.data<int32_t>();
       args.num_selected = packs.Width();
       args.queries_a_pack = packs.queries;
       args.counts_I = packs.counts_I;
     }
+    if (!scratch.parts.empty()) args.parts = scratch.parts.data<float>();
     LaunchSparseAttentionForward(args, context.stream());
   }
 }
@@ -149,8 +174,9 @@ void RunBackwardOnTensorCores(const Context& context, const Tensor& do_THV, cons
     const SparseAttentionScratch scratch =
         MakeSparseAttentionBackwardScratch(context, q_THC, kv_SC, ids_TK, do_THV.dim(2));
     const bool padded = !scratch.target_TP.empty();
+    const BackwardPlans plans = PlanBackward(q_THC, kv_SC, ids_TK);
     SparseAttentionBackwardArgs args;
-    static_cast<SparseAttentionBackwardShape&>(args) = ShapeOf(q_THC, kv_SC, ids_TK);
+    static_cast<SparseAttentionBackwardShape&>(args) = plans.shape;
     args.q_THC = q_THC.raw();
     args.kv_SC = kv_SC.raw();
     args.o_THV = forward.o_THV.raw();
@@ -161,8 +187,16 @@ void RunBackwardOnTensorCores(const Context& context, const Tensor& do_THV, cons
     args.dkv_SC = dkv_SC.data<float>();
     args.target_TK = (padded ? scratch.target_TP : target_TK).data<float>();
     args.scale = static_cast<float>(scale);
-    LaunchSparseAttentionBackward(args, PlanSparseAttentionBackward(args, kBackwardBudget),
-                                  scratch.workspace.raw(), context.stream());
+    if (plans.packs.queries > 1) {
+      CheckAligned("ids_TK", ids_TK);
+      SparseAttentionPacks packs = BackwardPacksOf(q_THC, ids_TK);
+      FillPacks(context, kv_SC, args.ids_TK, scratch, packs);
+      args.packs = plans.packs;
+      args.entries_IU = scratch.entries_IU.data<int32_t>();
+      args.counts_I = packs.counts_I;
+      args.choice = scratch.choice.data<int32_t>();
+    }
+    LaunchSparseAttentionBackward(args, plans.single, scratch.workspace.raw(), context.stream());
     if (!padded) return;
     ResizeListsCuda({.rows = ids_TK.dim(0),
                      .from_width = args.num_selected,
@@ -224,9 +258,15 @@ bool SparseAttentionOnTensorCores(DType dtype, int64_t num_heads, int64_t width,
 
 std::string SparseAttentionKernelName(DType dtype, int64_t num_heads, int64_t width,
                                       int64_t value_dim, int64_t num_selected) {
-  return SparseAttentionOnTensorCores(dtype, num_heads, width, value_dim, num_selected)
-             ? "bf16 on tensor cores"
-             : "general, fp32 arithmetic";
+  if (!SparseAttentionOnTensorCores(dtype, num_heads, width, value_dim, num_selected)) {
+    return "general, fp32 arithmetic";
+  }
+  const std::string text = "bf16 on tensor cores";
+  const int packs = SparseAttentionQueriesAPack(std::numeric_limits<int>::max(), num_heads);
+  if (packs == 1) return text;
+  // What the lists of each call decide.
+  const char* backward = packs * num_heads == kPackedRows ? ", backward where it pays" : "";
+  return absl::StrCat(text, ", packs of ", packs, " queries", backward);
 }
 
 SparseAttentionScratch MakeSparseAttentionScratch(const Context& context, const Tensor& q_THC,
@@ -235,6 +275,10 @@ SparseAttentionScratch MakeSparseAttentionScratch(const Context& context, const 
   if (!OnCuda(context) && !PlansCuda(context, q_THC)) return scratch;
   if (!OnTensorCores(q_THC, ids_TK, value_dim)) return scratch;
   const SparseAttentionPacks packs = PacksOf(q_THC, ids_TK);
+  const int64_t part_floats = SparseAttentionForwardPartFloats(PlanSparseAttentionForward(
+      SparseAttentionForwardWorks(packs.num_tokens, ToInt("heads", q_THC.dim(1)), packs.queries),
+      packs.Width()));
+  if (part_floats > 0) scratch.parts = Scratch(context, DType::kF32, {part_floats});
   if (packs.queries == 1) {
     scratch.ids_TP = PaddedIdsScratch(context, ids_TK);
     return scratch;
@@ -251,9 +295,15 @@ SparseAttentionScratch MakeSparseAttentionBackwardScratch(const Context& context
   if (!OnCuda(context) && !PlansCuda(context, q_THC)) return scratch;
   if (OnTensorCores(q_THC, ids_TK, value_dim)) {
     scratch.ids_TP = PaddedIdsScratch(context, ids_TK);
-    const SparseAttentionBackwardShape shape = ShapeOf(q_THC, kv_SC, ids_TK);
-    const size_t bytes = SparseAttentionBackwardWorkspace(
-        shape, PlanSparseAttentionBackward(shape, kBackwardBudget));
+    const BackwardPlans plans = PlanBackward(q_THC, kv_SC, ids_TK);
+    const size_t bytes = SparseAttentionBackwardWorkspace(plans.shape, plans.single, plans.packs);
+    if (plans.packs.queries > 1) {
+      const SparseAttentionPacks packs = BackwardPacksOf(q_THC, ids_TK);
+      scratch.entries_IU = Scratch(context, DType::kI32, {packs.NumPacks(), packs.Width()});
+      scratch.counts_I = Scratch(context, DType::kI32, {packs.NumPacks()});
+      scratch.choice =
+          Scratch(context, DType::kI32, {SparseAttentionBackwardChoiceInts(plans.packs)});
+    }
     scratch.workspace = Scratch(context, DType::kI32, {static_cast<int64_t>(bytes / 4)});
     if (!scratch.ids_TP.empty()) {
       scratch.target_TP = Scratch(context, DType::kF32, scratch.ids_TP.shape());

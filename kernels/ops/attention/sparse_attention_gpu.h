@@ -7,7 +7,7 @@
 namespace baleen {
 
 // bf16, C = 576, V = 512, 1..128 heads (padded to 64 or 128; the forward packs queries of up to 32
-// heads), K of 1..2048 (padded to 64s).
+// heads, the backward those of 16 and 32 where it pays), K of 1..2048 (padded to 64s).
 bool SparseAttentionOnTensorCores(DType dtype, int64_t num_heads, int64_t width, int64_t value_dim,
                                   int64_t num_selected);
 
@@ -16,7 +16,9 @@ bool SparseAttentionOnTensorCores(DType dtype, int64_t num_heads, int64_t width,
 struct SparseAttentionScratch {
   Tensor ids_TP;                // lists padded to a multiple of 64; empty: K is one
   Tensor target_TP;             // likewise
-  Tensor entries_IU, counts_I;  // of the forward's packs of queries; empty: none
+  Tensor entries_IU, counts_I;  // of packs of queries; empty: none
+  Tensor choice;                // the backward's: whether packs are used, where their rows lie
+  Tensor parts;                 // of the forward's last works; empty: none is divided
   Tensor workspace;             // the backward's on tensor cores
   // The backward's of the general kernels (sparse_attention_general_cuda.h).
   Tensor contributions, sorted_keys, sorted_slots, offsets, sort_workspace;

@@ -24,10 +24,11 @@ inline constexpr int kMostPackedQueries = 4;
 // How many consecutive queries share the rows of the matrix unit: 4, 2 or 1 (no packs). By shapes
 // alone, so that every run of a shape takes the same way. Fewer packs than twice the
 // multiprocessors of a large GPU would leave some of them idle.
+inline constexpr int kPackedRows = 64;
 inline int SparseAttentionQueriesAPack(int64_t num_tokens, int64_t num_heads) {
-  constexpr int64_t kRows = 64, kFewestPacks = 264;
+  constexpr int64_t kFewestPacks = 264;
   for (int queries = kMostPackedQueries; queries > 1; queries /= 2) {
-    if (queries * num_heads <= kRows && num_tokens >= queries * kFewestPacks) return queries;
+    if (queries * num_heads <= kPackedRows && num_tokens >= queries * kFewestPacks) return queries;
   }
   return 1;
 }

@@ -31,35 +31,74 @@ struct ScatterIndex {
   int32_t* summed_C;   // thread blocks whose keys are all added up
   int32_t* turns_B;    // chunks that the b-th thread block of each chunk's sums has added up
   int num_keys;        // S
-  int words_a_chunk;
+  int words_a_chunk;   // 0: of packs, see RankSelectedKernel
 };
 
-// The sorted place of the contribution of query `t` (counted from the first chunk) to key `s`.
-__device__ __forceinline__ int ScatterPlace(const ScatterIndex& index, int t, int s) {
+// The sorted place of the contribution of query `t` (counted from the first chunk) of `chunk` to
+// key `s`.
+__device__ __forceinline__ int ScatterPlace(const ScatterIndex& index, int chunk, int t, int s) {
   const int w = t >> 5;
   const size_t word = size_t(w) * index.num_keys + s;
   const uint32_t before = (1u << (t & 31)) - 1;
-  return index.starts_CS[size_t(w / index.words_a_chunk) * index.num_keys + s] +
-         index.ranks_WS[word] + __popc(index.masks_WS[word] & before);
+  return index.starts_CS[size_t(chunk) * index.num_keys + s] + index.ranks_WS[word] +
+         __popc(index.masks_WS[word] & before);
 }
 
-__global__ void MarkSelectedKernel(ScatterIndex index, const int32_t* ids_TK, int num_selected) {
-  const int t = blockIdx.x;
-  for (int k = threadIdx.x; k < num_selected; k += blockDim.x) {
-    const int s = ids_TK[size_t(t) * num_selected + k];
-    if (s >= 0) atomicOr(&index.masks_WS[size_t(t >> 5) * index.num_keys + s], 1u << (t & 31));
+constexpr int kMarkThreads = 1024, kMarkMostKeys = 32768;
+// Keys a thread block of MarkSelectedKernel has: as many as fit, or as give each of a large GPU's
+// multiprocessors a block.
+inline int KeysAMarkBlock(int num_keys, int num_words) {
+  constexpr int kBlocks = 132, kStep = 1024;
+  const int segments = (kBlocks + num_words - 1) / num_words;
+  const int share = (num_keys + segments - 1) / segments;
+  return (share < kMarkMostKeys ? share : kMarkMostKeys) / kStep * kStep + kStep;
+}
+
+// A thread block marks 32 lists' choices among some keys, in shared memory: blockIdx.x = the word
+// of masks, y = the keys. An id is a key, or -1; with counts the low bits `key_mask` of a list's
+// first so many. Does nothing if `choice` is not null and speaks of the other of packs and single
+// queries.
+__global__ void __launch_bounds__(kMarkThreads)
+    MarkSelectedKernel(ScatterIndex index, const int32_t* ids_TK, const int32_t* counts_T,
+                       uint32_t key_mask, int num_lists, int width, int keys_a_block,
+                       const int32_t* choice) {
+  extern __shared__ uint32_t marks[];
+  if (choice != nullptr && (__ldg(choice) != 0) != (counts_T != nullptr)) return;
+  const int base = blockIdx.y * keys_a_block;
+  const uint32_t keys = max(0, min(keys_a_block, index.num_keys - base));
+  for (uint32_t x = threadIdx.x; x < keys; x += kMarkThreads) marks[x] = 0;
+  __syncthreads();
+  // A warp takes one list, all of whose ids are different words.
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = blockIdx.x * 32 + warp;
+  if (t < num_lists) {
+    const int count = counts_T == nullptr ? width : __ldg(counts_T + t);
+    const int32_t* list = ids_TK + size_t(t) * width;
+#pragma unroll 8
+    for (int k = lane; k < count; k += 32) {
+      const uint32_t id = __ldg(list + k);
+      const uint32_t at = (counts_T == nullptr ? id : id & key_mask) - uint32_t(base);
+      if (at < keys) atomicOr(&marks[at], 1u << warp);
+    }
   }
+  __syncthreads();
+  uint32_t* out = index.masks_WS + size_t(blockIdx.x) * index.num_keys + base;
+  for (uint32_t x = threadIdx.x; x < keys; x += kMarkThreads) out[x] = marks[x];
 }
 
 // One thread a key, blockIdx.y = the chunk: ranks of the words, count, and a place for its run. The
-// runs of 32 neighbouring keys lie one behind the other.
-__global__ void RankSelectedKernel(ScatterIndex index, int num_words) {
+// runs of 32 neighbouring keys lie one behind the other. Without words in a chunk these are packs,
+// whose chunk was chosen; with them nothing is done if it was.
+__global__ void RankSelectedKernel(ScatterIndex index, int num_words, const int32_t* choice) {
   const int s = blockIdx.x * blockDim.x + threadIdx.x, chunk = blockIdx.y;
+  const int chosen = choice == nullptr ? 0 : __ldg(choice);
+  if ((chosen != 0) != (index.words_a_chunk == 0)) return;
+  const int words = chosen != 0 ? chosen / 32 : index.words_a_chunk;
+  if (chunk * words >= num_words) return;
   int count = 0;
   if (s < index.num_keys) {
-    const int end = min((chunk + 1) * index.words_a_chunk, num_words);
+    const int end = min((chunk + 1) * words, num_words);
 #pragma unroll 8
-    for (int w = chunk * index.words_a_chunk; w < end; ++w) {
+    for (int w = chunk * words; w < end; ++w) {
       const size_t word = size_t(w) * index.num_keys + s;
       index.ranks_WS[word] = count;
       count += __popc(__ldg(&index.masks_WS[word]));  // constant here: loads run ahead of stores

@@ -81,10 +81,15 @@ struct ShortUnit {
     const float fine = scale * 511.5f, coarse = scale * 255.5f;
     const auto field = [&](int j) { return BitsOfFloat(fmaf(x[j], fine, kOne + 1024)); };
     const auto coarse_field = [&](int j) { return BitsOfFloat(fmaf(x[j], coarse, kOne + 512)); };
-    // Of the upper bits, 0x4B000000, only the first field's are left.
-    words[0] = field(0) - 0x4B000000 + (field(1) << 11) + (coarse_field(2) << 22);
-    words[1] = field(3) - 0x4B000000 + (field(4) << 11) + (coarse_field(5) << 22);
-    words[2] = field(6) - 0x4B000000 + (field(7) << 11) + (exponent << 22);
+    // Of the upper bits, 0x4B000000, only the first field's are left: 300 units of the last field.
+    // The middle field takes them away: 724 times its range, 2048, are as many units.
+    static_assert((0x4B000000u >> 22) + 724 == 1024);
+    const auto middle_field = [&](int j) {
+      return BitsOfFloat(fmaf(x[j], fine, kOne + 1024 + 724 * 2048));
+    };
+    words[0] = field(0) + (middle_field(1) << 11) + (coarse_field(2) << 22);
+    words[1] = field(3) + (middle_field(4) << 11) + (coarse_field(5) << 22);
+    words[2] = field(6) + (middle_field(7) << 11) + (exponent << 22);
     if (exponent >= 254) words[2] = 255u << 22;
   }
 

@@ -20,7 +20,7 @@ struct IndexerScoresCudaArgs {
   const float* w_TI = nullptr;
   const int32_t* begin_T = nullptr;  // 0 <= begin <= end <= S
   const int32_t* end_T = nullptr;
-  // [T, S]; outside the windows: general -inf, tuned -inf or what was there before.
+  // [T, S]; outside the windows: general -inf, tuned what was there before.
   float* scores_TS = nullptr;
 };
 void IndexerScoresCuda(const IndexerScoresCudaArgs& args, void* stream);

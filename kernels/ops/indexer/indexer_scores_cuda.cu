@@ -13,21 +13,22 @@
 // for 4 sums.
 //
 // A block stays on its SM. Its warpgroups:
-//   producer    one thread: queries (2 stages of 256 rows, with weights, scales and windows), then
-//               tile after tile of keys (6 or 12 stages of 64 rows), by tensor copies with 128 B
-//               swizzle. It finds the work, and tells the others.
+//   producers   four warps, one thread of each (indexer_scores_producer.cuh): queries (2 stages of
+//               256 rows, with weights, scales and windows) a visit ahead, and tile after tile of
+//               keys (6 or 12 stages of 64 rows), by tensor copies with 128 B swizzle. They find
+//               the work, and tell the others.
 //   consumers   take tiles in turn.
 //     bf16: 2. While the products of one half run, the epilogue of the other half is computed; then
 //           its accumulator is free for the next tile. So each always has products in flight.
-//     e4m3: 3, with one accumulator: products, then their epilogue (ConsumeInTurn). The epilogues
-//           set the pace: the tensor cores are busy 5 clocks of 8.
+//     e4m3: 3, with one accumulator: products, then their epilogue (ConsumeInTurn). Issued
+//           instructions and the products' use of the register file set the pace.
 //
 // Work: the list of all (query block, key tile) pairs inside the windows, query blocks outermost,
 // is cut into runs of equal cost, one for each block of the grid (cost: tiles, and a few tiles for
 // each change of queries); a block counts tiles from the windows to find its run. So full, causal
 // and packed windows are balanced, and no two blocks write the same element. Within its run a
-// block goes through the keys in chunks of 16K, all its queries for each, so that all blocks read
-// the same 4 MB of keys at about the same time and L2 holds them at any length.
+// block goes through the keys in chunks of 4 MB, all its queries for each, so that all blocks read
+// the same ones at about the same time and L2 holds them at any length.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -42,6 +43,7 @@
 #include "kernels/cuda/wgmma_fp8.cuh"
 #include "kernels/ops/indexer/indexer_scores_cuda.h"
 #include "kernels/ops/indexer/indexer_scores_epilogue.cuh"
+#include "kernels/ops/indexer/indexer_scores_producer.cuh"
 #include "kernels/ops/indexer/indexer_scores_work.cuh"
 
 namespace baleen {
@@ -49,102 +51,7 @@ namespace {
 
 using namespace indexer_scores;  // NOLINT: the parts in files of their own
 
-constexpr int kHeadDim = 128;
-constexpr int kColumns = 256;  // queries of a block x heads
-constexpr int kQueryStages = 2;
-constexpr int kHalf = kColumns / 2;
-
-// What the producer tells the consumers of a visit; count 0: there are no more.
-struct Visit {
-  int block, first_tile, count;
-  KeyRange windows[8];  // of the block's rows
-};
-
-template <IndexerDtype kDtype, int kQueries>
-struct Layout {
-  static constexpr bool kFp8 = kDtype == IndexerDtype::kE4m3;
-  static constexpr bool kInTurn = kFp8;  // see ConsumeInTurn
-  static constexpr int kConsumers = kInTurn ? 3 : 2;
-  static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kConsumerRegisters = kInTurn ? 160 : 240;
-  static constexpr int kRowBytes = kFp8 ? kHeadDim : 2 * kHeadDim;
-  static constexpr int kRuns = kRowBytes / 128;  // 128-byte columns of swizzled atoms
-  static constexpr int kKeyStages = kFp8 ? 12 : 6;
-  static constexpr int kQueryBytes = kColumns * kRowBytes;
-  static constexpr int kKeyBytes = kTileKeys * kRowBytes;
-  static constexpr int kSteps = kRowBytes / 32;  // products of one tile
-
-  // Everything a block shares; queries and keys first: swizzled atoms start at multiples of 1024.
-  struct Shared {
-    uint8_t queries[kQueryStages][kQueryBytes];
-    uint8_t keys[kKeyStages][kKeyBytes];
-    float weights[kQueryStages][kColumns];
-    float scales[kQueryStages][kFp8 ? kColumns : 4];  // of the queries' heads, e4m3 only
-    uint64_t query_full[kQueryStages], query_empty[kQueryStages];
-    uint64_t key_full[kKeyStages], key_empty[kKeyStages];
-    int warp_sums[kThreads / 32];
-    Visit visits[kQueryStages];
-    int first_block, cost_before_first;  // where the run starts
-    int first_chunk, last_chunk;         // of its keys
-  };
-  static constexpr int kSharedBytes = static_cast<int>(sizeof(Shared));
-  static_assert(kSharedBytes <= 232448, "sm_90 gives a block 227 KiB");
-};
-
-template <IndexerDtype kDtype, int kQueries>
-__device__ void Produce(typename Layout<kDtype, kQueries>::Shared& sh, const Params& params,
-                        const CUtensorMap& query_map, const CUtensorMap& key_map, Run run) {
-  using L = Layout<kDtype, kQueries>;
-  constexpr int kRunElements = L::kFp8 ? 128 : 64;
-  int key_stage = 0, key_phase = 1, ordinal = 0;
-  ForEachVisit<kQueries>(params, sh, run, [&](int block, int first_tile, int count) {
-    const int stage = ordinal % kQueryStages;
-    cuda::BarrierWait(&sh.query_empty[stage], (ordinal / kQueryStages & 1) ^ 1);
-    ++ordinal;
-    Visit& visit = sh.visits[stage];
-    visit.block = block;
-    visit.first_tile = first_tile;
-    visit.count = count;
-    for (int u = 0; u < kQueries; ++u)
-      visit.windows[u] = RowWindow(params.args, block * kQueries + u);
-    const int heads = kColumns / kQueries;
-    const int rows = min(kQueries, params.args.num_rows - block * kQueries);
-    const uint32_t weight_bytes = rows * heads * sizeof(float);
-    const bool scaled = L::kFp8 && params.args.q_scale_TI != nullptr;
-    cuda::BarrierArriveExpect(&sh.query_full[stage],
-                              L::kQueryBytes + (scaled ? 2 : 1) * weight_bytes);
-    for (int r = 0; r < L::kRuns; ++r) {
-      cuda::TensorLoad(cuda::SharedAddress(sh.queries[stage]) + r * kColumns * 128, &query_map,
-                       r * kRunElements, block * kColumns, &sh.query_full[stage]);
-    }
-    cuda::BulkLoad(cuda::SharedAddress(sh.weights[stage]),
-                   params.args.w_TI + static_cast<int64_t>(block) * kColumns, weight_bytes,
-                   &sh.query_full[stage]);
-    if (scaled) {
-      cuda::BulkLoad(cuda::SharedAddress(sh.scales[stage]),
-                     params.args.q_scale_TI + static_cast<int64_t>(block) * kColumns, weight_bytes,
-                     &sh.query_full[stage]);
-    }
-    for (int i = 0; i < count; ++i) {
-      cuda::BarrierWait(&sh.key_empty[key_stage], key_phase);
-      cuda::BarrierArriveExpect(&sh.key_full[key_stage], L::kKeyBytes);
-      for (int r = 0; r < L::kRuns; ++r) {
-        cuda::TensorLoad(cuda::SharedAddress(sh.keys[key_stage]) + r * kTileKeys * 128, &key_map,
-                         r * kRunElements, (first_tile + i) * kTileKeys, &sh.key_full[key_stage]);
-      }
-      if (++key_stage == L::kKeyStages) {
-        key_stage = 0;
-        key_phase ^= 1;
-      }
-    }
-  });
-  const int stage = ordinal % kQueryStages;
-  cuda::BarrierWait(&sh.query_empty[stage], (ordinal / kQueryStages & 1) ^ 1);
-  sh.visits[stage].count = 0;
-  cuda::BarrierArrive(&sh.query_full[stage]);
-}
-
-// Issues d = keys x (half of the queries)^T.
+// Issues d = keys x (half of the queries)^T, from the lower words of their first descriptors.
 template <class L>
 __device__ __forceinline__ void Multiply(float (&d)[64], uint32_t keys, uint32_t queries) {
   if constexpr (L::kInTurn) {
@@ -156,7 +63,8 @@ __device__ __forceinline__ void Multiply(float (&d)[64], uint32_t keys, uint32_t
     // spill.
     asm volatile("" : "+r"(keys), "+r"(queries));
   }
-  const uint64_t first_a = cuda::DescriptorKMajor(keys), first_b = cuda::DescriptorKMajor(queries);
+  const uint64_t upper = cuda::DescriptorKMajor(0) >> 32 << 32;
+  const uint64_t first_a = upper | keys, first_b = upper | queries;
   cuda::WgmmaFence();
 #pragma unroll
   for (int step = 0; step < L::kSteps; ++step) {
@@ -172,21 +80,18 @@ __device__ __forceinline__ void Multiply(float (&d)[64], uint32_t keys, uint32_t
   cuda::WgmmaCommit();
 }
 
-// Where a thread's sums of each half of a block of queries go.
-template <int kQueries, int kKept>
-__device__ __forceinline__ void FindRows(const IndexerScoresArgs& args, const Visit& visit,
-                                         OutputRow (&rows)[2][kKept]) {
-  constexpr int kHalfQueries = kQueries / 2;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int i = 0; i < kKept; ++i) {
-      const int query = h * kHalfQueries + HeadSums<false, kHalfQueries>::Query(i),
-                row = visit.block * kQueries + query;
-      rows[h][i] = {row < args.num_rows ? args.scores_TS + row * args.score_stride : nullptr,
-                    visit.windows[query].begin, visit.windows[query].end};
-    }
-  }
+__device__ __forceinline__ uint32_t LowerWord(const void* shared) {
+  return static_cast<uint32_t>(cuda::DescriptorKMajor(cuda::SharedAddress(shared)));
+}
+
+template <int kQueries>
+__device__ __forceinline__ OutputRow RowOf(const IndexerScoresArgs& args, const Visit& visit,
+                                           int query) {
+  const KeyRange window = visit.windows[query];  // empty past the last row
+  OutputRow row = {args.scores_TS + (visit.block * kQueries + query) * args.score_stride,
+                   window.begin, max(0, window.end - window.begin)};
+  asm volatile("" : "+l"(row.scores));  // else computed again for every store
+  return row;
 }
 
 // Two consumers (bf16): each always has products in flight.
@@ -199,7 +104,7 @@ __device__ void Consume(typename Layout<kDtype, kQueries>::Shared& sh, const Par
   const IndexerScoresArgs& args = params.args;
   const int lane = threadIdx.x & 31;
   const int key_in_tile = (threadIdx.x & 127) / 32 * 16 + lane / 4 + Epilogue::KeyOffset();
-  const uint32_t all_keys = cuda::SharedAddress(sh.keys);
+  const uint32_t all_keys = LowerWord(sh.keys);
   const uint32_t key_full = cuda::SharedAddress(sh.key_full),
                  key_empty = cuda::SharedAddress(sh.key_empty);
 
@@ -213,10 +118,14 @@ __device__ void Consume(typename Layout<kDtype, kQueries>::Shared& sh, const Par
     int own = tile + ((tile ^ consumer) & 1);
     if (own < tiles_end) {
       Epilogue epilogue;
-      epilogue.LoadWeights(sh.weights[stage], nullptr);
+      epilogue.LoadWeights(sh.weights[stage]);
       OutputRow rows[2][kKept];
-      FindRows<kQueries, kKept>(args, visit, rows);
-      const uint32_t queries = cuda::SharedAddress(sh.queries[stage]);
+#pragma unroll
+      for (int i = 0; i < 2 * kKept; ++i) {
+        const int query = i / kKept * (kQueries / 2) + Epilogue::Query(i % kKept);
+        rows[i / kKept][i % kKept] = RowOf<kQueries>(args, visit, query);
+      }
+      const uint32_t queries = LowerWord(sh.queries[stage]);
       const auto key_of = [&](int own_tile) {
         return (first_tile + own_tile - tile) * kTileKeys + key_in_tile;
       };
@@ -225,35 +134,35 @@ __device__ void Consume(typename Layout<kDtype, kQueries>::Shared& sh, const Par
       int key = key_of(own);
       const auto wait_for_keys = [&] {
         cuda::BarrierWaitAt(key_full + 8 * (own % L::kKeyStages), own / L::kKeyStages & 1);
-        return all_keys + own % L::kKeyStages * L::kKeyBytes;
+        return all_keys + own % L::kKeyStages * (L::kKeyBytes >> 4);
       };
       // Sums half 0 of the current tile while half 1 is multiplied, then gives its keys back.
       const auto finish_half_0 = [&] {
         cuda::WgmmaWait<1>();
         cuda::PinRegisters(d0);
-        epilogue.template Sum<0>(d0, kept);
-        Store<kKept>(kept, rows[0], 1.0f, key, args.num_keys);
+        epilogue.template SumJoined<0>(d0, kept);
+        Store<kKept>(kept, rows[0], 1.0f, key);
         cuda::WgmmaWait<0>();
         cuda::PinRegisters(d1);
         if (lane == 0) cuda::BarrierArriveAt(key_empty + 8 * (own % L::kKeyStages));
       };
       uint32_t keys = wait_for_keys();
       Multiply<L>(d0, keys, queries);
-      Multiply<L>(d1, keys, queries + kHalf * 128);
+      Multiply<L>(d1, keys, queries + (kHalf * 128 >> 4));
       finish_half_0();
       while (own + 2 < tiles_end) {
         own += 2;
         keys = wait_for_keys();
         Multiply<L>(d0, keys, queries);
         // Half 1 of the tile before, while half 0 of this one is multiplied.
-        epilogue.template Sum<1>(d1, kept);
-        Store<kKept>(kept, rows[1], 1.0f, key, args.num_keys);
-        Multiply<L>(d1, keys, queries + kHalf * 128);
+        epilogue.template SumJoined<1>(d1, kept);
+        Store<kKept>(kept, rows[1], 1.0f, key);
+        Multiply<L>(d1, keys, queries + (kHalf * 128 >> 4));
         key = key_of(own);
         finish_half_0();
       }
-      epilogue.template Sum<1>(d1, kept);
-      Store<kKept>(kept, rows[1], 1.0f, key, args.num_keys);
+      epilogue.template SumJoined<1>(d1, kept);
+      Store<kKept>(kept, rows[1], 1.0f, key);
     }
     tile = tiles_end;
     __syncwarp();
@@ -261,64 +170,77 @@ __device__ void Consume(typename Layout<kDtype, kQueries>::Shared& sh, const Par
   }
 }
 
-// Three consumers, each with one accumulator: products, then their sums. A warp is held up where it
-// issues products while others run, and where it sums beside them (the register file); with three
-// there is one more to go on meanwhile. In e4m3, where products are short, that is worth more than
-// a consumer's own overlap.
+// Three consumers (e4m3), each with one accumulator: products, then their sums. What a scheduler
+// issues and what the tensor cores read and write of the register file take its time one after the
+// other, so the loop is written for few instructions: counters and addresses in uniform registers,
+// weights prepared by others, no store outside the windows.
 template <IndexerDtype kDtype, int kQueries>
 __device__ void ConsumeInTurn(typename Layout<kDtype, kQueries>::Shared& sh, const Params& params,
-                              int consumer) {
+                              int consumer_of_thread) {
   using L = Layout<kDtype, kQueries>;
   using Epilogue = HeadSums<L::kFp8, kQueries / 2>;
-  constexpr int kKept = Epilogue::kKept;
-  static_assert(L::kKeyStages % L::kConsumers == 0);
+  constexpr int kHalfQueries = kQueries / 2, kConsumers = L::kConsumers;
   const IndexerScoresArgs& args = params.args;
   const int lane = threadIdx.x & 31;
   const int key_in_tile = (threadIdx.x & 127) / 32 * 16 + lane / 4 + Epilogue::KeyOffset();
-  const uint32_t all_keys = cuda::SharedAddress(sh.keys);
-  const uint32_t key_full = cuda::SharedAddress(sh.key_full),
-                 key_empty = cuda::SharedAddress(sh.key_empty);
+  // The same in all lanes, and known to be.
+  const int consumer = __reduce_or_sync(kAllLanes, consumer_of_thread);
 
-  int tile = 0;                                             // of this block's run
-  int own = consumer, key_stage = consumer, key_phase = 0;  // the next tile of this consumer
+  // Its tiles are consumer, consumer + 3...: turns 0, 1... Every fourth has the same stage.
+  constexpr int kOwnStages = L::kKeyStages / kConsumers;
+  static_assert(kOwnStages * kConsumers == L::kKeyStages);
+  const uint32_t own_keys = __reduce_or_sync(kAllLanes, LowerWord(sh.keys[consumer]));
+  const uint32_t all_queries = __reduce_or_sync(kAllLanes, LowerWord(sh.queries));
+  uint32_t key_full = cuda::SharedAddress(&sh.key_full[consumer]);
+  asm volatile("" : "+r"(key_full));                          // else computed again for every tile
+  const uint32_t key_empty = key_full + sizeof(sh.key_full);  // follows it in Shared
+  const auto keys_of = [&](unsigned turn) {
+    return own_keys + turn % kOwnStages * (kConsumers * L::kKeyBytes >> 4);
+  };
+  const auto barrier_of = [](uint32_t first, unsigned turn) {
+    return first + turn % kOwnStages * (kConsumers * sizeof(uint64_t));
+  };
+
+  int tile = 0;  // of this block's run
+  unsigned turn = 0;
   for (int ordinal = 0;; ++ordinal) {
-    const int stage = ordinal % kQueryStages;
-    cuda::BarrierWait(&sh.query_full[stage], ordinal / kQueryStages & 1);
+    const int stage = ordinal % kQueryStages, phase = ordinal / kQueryStages & 1;
+    cuda::BarrierWait(&sh.query_full[stage], phase);
     const Visit& visit = sh.visits[stage];
     if (visit.count == 0) break;
     const int first_tile = visit.first_tile, tiles_end = tile + visit.count;
-    if (own < tiles_end) {
+    unsigned turns_end = (tiles_end - consumer + kConsumers - 1) / kConsumers;
+    asm volatile("" : "+r"(turns_end));
+    if (turn < turns_end) {
+      uint32_t queries = all_queries + stage * (L::kQueryBytes >> 4);
+      asm volatile("" : "+r"(queries));
+      const int first = first_tile + consumer + static_cast<int>(turn) * kConsumers - tile;
+      int key = first * kTileKeys + key_in_tile;
+      float d[64], sums[2][2][kHalfQueries], kept[kHalfQueries];
+      cuda::BarrierWait(&sh.ready_full[stage], phase);
       Epilogue epilogue;
-      epilogue.LoadWeights(sh.weights[stage],
-                           args.q_scale_TI != nullptr ? sh.scales[stage] : nullptr);
-      OutputRow rows[2][kKept];
-      FindRows<kQueries, kKept>(args, visit, rows);
-      const uint32_t queries = cuda::SharedAddress(sh.queries[stage]);
-      int key = (first_tile + own - tile) * kTileKeys + key_in_tile;
-      float d[64], kept[kKept];
+      epilogue.LoadReady(sh.ready[stage][lane % 4]);
+      OutputRow rows[kHalfQueries];
+#pragma unroll
+      for (int u = 0; u < kHalfQueries; ++u) {
+        rows[u] = RowOf<kQueries>(args, visit, threadIdx.x % 4 / 2 * kHalfQueries + u);
+      }
       do {
-        cuda::BarrierWaitAt(key_full + 8 * key_stage, key_phase);
-        const uint32_t keys = all_keys + key_stage * L::kKeyBytes;
-        Multiply<L>(d, keys, queries);
-        const float scale = key < args.num_keys ? __ldg(args.k_scale_S + key) : 1.0f;
+        cuda::BarrierWaitAt(barrier_of(key_full, turn), turn / kOwnStages & 1);
+        Multiply<L>(d, keys_of(turn), queries);
+        const float scale = __ldg(args.k_scale_S + min(key, args.num_keys - 1));
         cuda::WgmmaWait<0>();
         cuda::PinRegisters(d);
-        epilogue.template Sum<0>(d, kept);
-        Store<kKept>(kept, rows[0], scale, key, args.num_keys);
-        Multiply<L>(d, keys, queries + kHalf * 128);
+        epilogue.template Sum<0>(d, sums[0]);
+        Multiply<L>(d, keys_of(turn), queries + (kHalf * 128 >> 4));
         cuda::WgmmaWait<0>();
         cuda::PinRegisters(d);
-        if (lane == 0) cuda::BarrierArriveAt(key_empty + 8 * key_stage);
-        epilogue.template Sum<1>(d, kept);
-        Store<kKept>(kept, rows[1], scale, key, args.num_keys);
-        own += L::kConsumers;
-        key += L::kConsumers * kTileKeys;
-        key_stage += L::kConsumers;
-        if (key_stage >= L::kKeyStages) {
-          key_stage -= L::kKeyStages;
-          key_phase ^= 1;
-        }
-      } while (own < tiles_end);
+        if (lane == 0) cuda::BarrierArriveAt(barrier_of(key_empty, turn));
+        epilogue.template Sum<1>(d, sums[1]);
+        Epilogue::JoinHalves(sums, kept);
+        Store<kHalfQueries>(kept, rows, scale, key);
+        key += kConsumers * kTileKeys;
+      } while (++turn < turns_end);
     }
     tile = tiles_end;
     __syncwarp();
@@ -341,6 +263,7 @@ __global__ void __launch_bounds__((Layout<kDtype, kQueries>::kThreads), 1)
     for (int i = 0; i < kQueryStages; ++i) {
       cuda::BarrierInit(&sh.query_full[i], 1);
       cuda::BarrierInit(&sh.query_empty[i], 4 * L::kConsumers);  // one lane of each consumer warp
+      cuda::BarrierInit(&sh.ready_full[i], 32);
     }
     for (int i = 0; i < L::kKeyStages; ++i) {
       cuda::BarrierInit(&sh.key_full[i], 1);
@@ -348,12 +271,17 @@ __global__ void __launch_bounds__((Layout<kDtype, kQueries>::kThreads), 1)
     }
     cuda::FenceBarrierInit();
   }
-  const Run run = FindRun<kQueries, L::kThreads>(params, sh);  // ends with a barrier
+  const Run run = FindRun<kQueries, L>(params, sh);  // ends with a barrier
 
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == L::kConsumers) {
-    cuda::LowerRegisters<24>();
-    if (threadIdx.x % 128 == 0) Produce<kDtype, kQueries>(sh, params, query_map, key_map, run);
+    cuda::LowerRegisters<L::kProducerRegisters>();
+    const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+    if (warp == 0) {
+      ProduceVisits<kDtype, kQueries>(sh, params, query_map, run, lane);
+    } else if (lane == 0) {
+      ProduceKeys<kDtype, kQueries>(sh, params, key_map, run, warp - 1);
+    }
   } else {
     cuda::RaiseRegisters<L::kConsumerRegisters>();
     if constexpr (L::kInTurn) {

@@ -11,10 +11,9 @@
 
 namespace baleen {
 
-// What is written: the scores inside each row's window, and -inf where a 64-key tile touched for
-// the row's block of 256 / I neighbouring rows sticks out of the row's window. All other elements
-// keep what they held; a reader stays inside the windows (TopkSelect does). The order of sums is
-// fixed: the same inputs give the same bits.
+// What is written: the scores inside each row's window. All other elements keep what they held; a
+// reader stays inside the windows (TopkSelect does). The order of sums is fixed: the same inputs
+// give the same bits.
 struct IndexerScoresArgs {
   const void* q_TIJ = nullptr;  // [T, I, 128] bf16 or e4m3, 16-byte aligned
   const void* k_SJ = nullptr;   // [S, 128] the same type, 16-byte aligned

@@ -29,7 +29,8 @@ __device__ __forceinline__ float Relu(float x, int group) {
 }
 
 // Of the 4 lanes that share two rows (keys) of the accumulator, lane c = lane % 4 ends with one
-// row, KeyOffset beyond the first, and kKept queries of the half, numbers Query(i).
+// row, KeyOffset beyond the first. Join leaves it kKept queries of a half, numbers Query(i);
+// JoinHalves all of half c / 2.
 template <bool kFp8, int kQueries>
 struct HeadSums {
   static constexpr int kKept = kQueries / 2;
@@ -39,29 +40,39 @@ struct HeadSums {
   static __device__ int KeyOffset() { return threadIdx.x % 2 * 8; }
   static __device__ int Query(int i) { return threadIdx.x % 4 / 2 * kKept + i; }
 
-  // `scales`: of the heads, or null.
-  __device__ __forceinline__ void LoadWeights(const float* weights, const float* scales) {
+  __device__ __forceinline__ void LoadWeights(const float* weights) {
+    static_assert(!kFp8, "e4m3: LoadReady");
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         const int column = h * kHalfColumns + 8 * j + threadIdx.x % 4 * 2;
-        float2 pair = *reinterpret_cast<const float2*>(weights + column);
-        if (scales != nullptr) {
-          const float2 scale = *reinterpret_cast<const float2*>(scales + column);
-          pair.x *= scale.x;
-          pair.y *= scale.y;
-        }
-        const float share = AddRelu<kFp8>(j % kGroups) ? 0.5f : 1.0f;
-        w[h][2 * j] = share * pair.x;
-        w[h][2 * j + 1] = share * pair.y;
+        const float2 pair = *reinterpret_cast<const float2*>(weights + column);
+        w[h][2 * j] = pair.x;
+        w[h][2 * j + 1] = pair.y;
       }
     }
   }
 
+  // What a column's weight is multiplied by, see Relu.
+  static __device__ float Share(int column) {
+    return AddRelu<kFp8>(column % kHalfColumns / 8 % kGroups) ? 0.5f : 1.0f;
+  }
+  // `row`: this lane's weights with scales and shares, column pairs in order (PrepareWeights).
+  __device__ __forceinline__ void LoadReady(const float* row) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float4 four = reinterpret_cast<const float4*>(row)[i];
+      float* to = &w[i / 8][i % 8 * 4];
+      to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+    }
+  }
+
+  // What a half's accumulator gives to this thread's sums of two rows (keys).
   template <int kHalf>
-  __device__ __forceinline__ void Sum(const float (&d)[64], float (&kept)[kKept]) const {
-    float sums[2][kQueries] = {};
+  __device__ __forceinline__ void Sum(const float (&d)[64], float (&sums)[2][kQueries]) const {
+#pragma unroll
+    for (int u = 0; u < kQueries; ++u) sums[0][u] = sums[1][u] = 0;
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
@@ -74,6 +85,37 @@ struct HeadSums {
         }
       }
     }
+  }
+
+  // Sum, then Join.
+  template <int kHalf>
+  __device__ __forceinline__ void SumJoined(const float (&d)[64], float (&kept)[kKept]) const {
+    float sums[2][kQueries];
+    Sum<kHalf>(d, sums);
+    Join(sums, kept);
+  }
+
+  // Joins the sums of the four lanes, of both halves: lanes 0, 1 keep half 0, the others half 1.
+  static __device__ __forceinline__ void JoinHalves(const float (&sums)[2][2][kQueries],
+                                                    float (&kept)[kQueries]) {
+    const bool high = threadIdx.x & 2, odd = threadIdx.x & 1;
+#pragma unroll
+    for (int u = 0; u < kQueries; ++u) {
+      float half[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float keep = high ? sums[1][r][u] : sums[0][r][u];
+        const float send = high ? sums[0][r][u] : sums[1][r][u];
+        half[r] = keep + __shfl_xor_sync(kAllLanes, send, 2);
+      }
+      const float keep = odd ? half[1] : half[0], send = odd ? half[0] : half[1];
+      kept[u] = keep + __shfl_xor_sync(kAllLanes, send, 1);
+    }
+  }
+
+  // Joins the sums of the four lanes.
+  static __device__ __forceinline__ void Join(const float (&sums)[2][kQueries],
+                                              float (&kept)[kKept]) {
     const bool high = threadIdx.x & 2, odd = threadIdx.x & 1;
 #pragma unroll
     for (int i = 0; i < kKept; ++i) {
@@ -92,18 +134,17 @@ struct HeadSums {
 
 // What a thread knows of one query of the current block.
 struct OutputRow {
-  float* scores;  // null past the last row
-  int begin, end;
+  float* scores;
+  int begin, length;  // of the window; 0 past the last row
 };
 
 template <int kKept>
 __device__ __forceinline__ void Store(const float (&sums)[kKept], const OutputRow (&rows)[kKept],
-                                      float scale, int key, int num_keys) {
+                                      float scale, int key) {
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
-    const bool inside = key >= rows[i].begin && key < rows[i].end;
-    if (rows[i].scores != nullptr && key < num_keys) {
-      __stcs(rows[i].scores + key, inside ? sums[i] * scale : -INFINITY);
+    if (static_cast<unsigned>(key - rows[i].begin) < static_cast<unsigned>(rows[i].length)) {
+      __stcs(rows[i].scores + key, sums[i] * scale);
     }
   }
 }

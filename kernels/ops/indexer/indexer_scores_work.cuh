@@ -14,8 +14,6 @@
 namespace baleen::indexer_scores {
 
 constexpr int kTileKeys = 64;
-constexpr int kChunkTiles = 256;  // keys that stay in L2 while all queries of a run pass over them
-constexpr int kVisitCost = 4;     // a change of queries, in tiles: drain, weights, first products
 
 struct Params {
   IndexerScoresArgs args;
@@ -60,30 +58,32 @@ struct Run {
   int begin, end;
 };
 
+template <class L>
 __device__ __forceinline__ int VisitCosts(int tiles) {
-  return kVisitCost * ((tiles + kChunkTiles - 1) / kChunkTiles);
+  return L::kVisitCost * ((tiles + L::kChunkTiles - 1) / L::kChunkTiles);
 }
 
 // The part of a query block's tiles that lies in the run; `before` is the cost of all query blocks
 // before it.
+template <class L>
 __device__ __forceinline__ TileRange TilesInRun(TileRange tiles, Run run, int before) {
-  const int count = tiles.end - tiles.begin, first = before + VisitCosts(count);
+  const int count = tiles.end - tiles.begin, first = before + VisitCosts<L>(count);
   return {tiles.begin + min(count, max(0, run.begin - first)),
           tiles.begin + min(count, max(0, run.end - first))};
 }
 
-// Finds this block's run, where it starts and which chunks of keys it touches. By all kThreads
-// threads; ends with a barrier.
-template <int kQueries, int kThreads, class Shared>
+// Finds this block's run, where it starts and which chunks of keys it touches. By all threads; ends
+// with a barrier.
+template <int kQueries, class L, class Shared>
 __device__ Run FindRun(const Params& params, Shared& sh) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int per_thread = (params.num_query_blocks + kThreads - 1) / kThreads;
+  const int per_thread = (params.num_query_blocks + L::kThreads - 1) / L::kThreads;
   const int from = min(params.num_query_blocks, static_cast<int>(threadIdx.x) * per_thread);
   const int to = min(params.num_query_blocks, from + per_thread);
   int sum = 0;
   for (int b = from; b < to; ++b) {
     const TileRange tiles = TilesOf<kQueries>(params.args, b);
-    sum += tiles.end - tiles.begin + VisitCosts(tiles.end - tiles.begin);
+    sum += tiles.end - tiles.begin + VisitCosts<L>(tiles.end - tiles.begin);
   }
   int inclusive = sum;
 #pragma unroll
@@ -98,7 +98,7 @@ __device__ Run FindRun(const Params& params, Shared& sh) {
   }
   __syncthreads();
   int before = inclusive - sum, total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) {
+  for (int w = 0; w < L::kThreads / 32; ++w) {
     if (w < warp) before += sh.warp_sums[w];
     total += sh.warp_sums[w];
   }
@@ -107,12 +107,12 @@ __device__ Run FindRun(const Params& params, Shared& sh) {
   if (before < run.end && run.begin < before + sum) {
     for (int b = from; b < to; ++b) {
       const TileRange tiles = TilesOf<kQueries>(params.args, b),
-                      own = TilesInRun(tiles, run, before);
+                      own = TilesInRun<L>(tiles, run, before);
       if (own.begin < own.end) {
-        atomicMin(&sh.first_chunk, own.begin / kChunkTiles);
-        atomicMax(&sh.last_chunk, (own.end - 1) / kChunkTiles);
+        atomicMin(&sh.first_chunk, own.begin / L::kChunkTiles);
+        atomicMax(&sh.last_chunk, (own.end - 1) / L::kChunkTiles);
       }
-      const int cost = tiles.end - tiles.begin + VisitCosts(tiles.end - tiles.begin);
+      const int cost = tiles.end - tiles.begin + VisitCosts<L>(tiles.end - tiles.begin);
       if (before <= run.begin && run.begin < before + cost) {
         sh.first_block = b;
         sh.cost_before_first = before;
@@ -126,18 +126,18 @@ __device__ Run FindRun(const Params& params, Shared& sh) {
 
 // Walks a run: for each chunk of keys and each query block calls visit(block, first tile, number of
 // tiles > 0).
-template <int kQueries, class Shared, class Visit>
+template <int kQueries, class L, class Shared, class Visit>
 __device__ __forceinline__ void ForEachVisit(const Params& params, const Shared& sh, Run run,
                                              Visit visit) {
   for (int chunk = sh.first_chunk; chunk <= sh.last_chunk; ++chunk) {
     int before = sh.cost_before_first;
     for (int block = sh.first_block; before < run.end; ++block) {
       const TileRange tiles = TilesOf<kQueries>(params.args, block),
-                      own = TilesInRun(tiles, run, before);
-      const int first = max(own.begin, chunk * kChunkTiles),
-                end = min(own.end, (chunk + 1) * kChunkTiles);
+                      own = TilesInRun<L>(tiles, run, before);
+      const int first = max(own.begin, chunk * L::kChunkTiles),
+                end = min(own.end, (chunk + 1) * L::kChunkTiles);
       if (first < end) visit(block, first, end - first);
-      before += tiles.end - tiles.begin + VisitCosts(tiles.end - tiles.begin);
+      before += tiles.end - tiles.begin + VisitCosts<L>(tiles.end - tiles.begin);
     }
   }
 }

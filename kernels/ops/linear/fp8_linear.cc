@@ -3,6 +3,7 @@
 #include "kernels/ops/linear/fp8_linear.h"
 
 #include "kernels/ops/dispatch.h"
+#include "kernels/ops/elementwise.h"
 #include "kernels/ops/linear/fp8_grouped_cuda.h"
 #include "kernels/ops/linear/fp8_linear_cuda.h"
 #include "kernels/ops/linear/grouped_matmul.h"
@@ -64,7 +65,11 @@ void RunCuda(const Context& context, const Fp8Operand& a, const Fp8Operand& b, i
   args.result_element = c.dtype() == DType::kBF16 ? CudaElement::kBF16 : CudaElement::kF32;
   args.c = c.raw();
   args.add = add;
-  if (rows == 0 || args.k == 0) return;  // an empty sum is added
+  if (rows == 0) return;
+  if (args.k == 0) {  // an empty sum
+    if (!add) FillZero(context, c);
+    return;
+  }
   CHECK_EQ(reinterpret_cast<uintptr_t>(c.raw()) % 16, 0u) << kOp << ": C " << c.DebugString();
   if constexpr (kHaveCuda) {
     const CublasLt library = context.cuda().cublaslt();
@@ -141,19 +146,19 @@ Tensor Fp8Product(const Context& context, const Fp8Operand& a, const Fp8Operand&
   return c;
 }
 
-void AddFp8Product(const Context& context, const Fp8Operand& a, const Fp8Operand& b,
-                   const Tensor& c) {
+void Fp8ProductInto(const Context& context, const Fp8Operand& a, const Fp8Operand& b,
+                    const Tensor& c, Accumulate accumulate) {
   CheckOperands(kOp, a, b);
   CheckTensor(context, kOp, "C", c, StatisticsOf(a.source), {a.outer, b.outer});
   CheckWidth(kOp, "A", a.outer);
   CheckWidth(kOp, "C", b.outer);
   if (OnCuda(context)) {
-    RunCuda(context, a, b, a.outer, c, /*add=*/true);
+    RunCuda(context, a, b, a.outer, c, accumulate == Accumulate::kAdd);
   } else if (TakesCodes(context, a)) {
     Count(context, kOp, a, b, c);
   } else {
     Matmul(context, Values(context, a), Transpose::kNo, Values(context, b), Transpose::kYes,
-           AsMatrix(c), Accumulate::kAdd);
+           AsMatrix(c), accumulate);
   }
 }
 
@@ -190,8 +195,9 @@ Tensor Fp8LinearBackwardInput(const Context& context, const Tensor& dy, const Te
 }
 
 void Fp8LinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
-                             const Tensor& dweight) {
-  AddFp8Product(context, QuantiseColumns(context, dy), QuantiseColumns(context, x), dweight);
+                             const Tensor& dweight, Accumulate accumulate) {
+  Fp8ProductInto(context, QuantiseColumns(context, dy), QuantiseColumns(context, x), dweight,
+                 accumulate);
 }
 
 Tensor Fp8GroupedLinear(const Context& context, const Tensor& x, const Tensor& weight_LOI,

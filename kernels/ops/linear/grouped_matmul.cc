@@ -5,8 +5,10 @@
 #include "kernels/ops/linear/grouped_matmul.h"
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/ops/dispatch.h"
+#include "kernels/ops/elementwise.h"
 #include "kernels/ops/linear/grouped_matmul_cuda.h"
 #include "kernels/ops/linear/matmul.h"
 #include "kernels/ops/linear/matmul_cpu.h"
@@ -51,9 +53,15 @@ void ForEachGroup(const Tensor& offsets_L1, Function function) {
 }
 
 // `left` are the rows of x or dy, `right` is W or the rows of x (grouped_matmul_cuda.h).
-void RunCuda(const Context& context, GroupedProduct product, const Tensor& left,
-             const Tensor& right, const Tensor& weight_LOI, const Tensor& offsets_L1,
-             const Tensor& result) {
+struct Operands {
+  Tensor left, right;
+};
+
+// `pairs`: one, or the two of kBackwardInputOfTwo.
+void RunCuda(const Context& context, GroupedProduct product, const std::vector<Operands>& pairs,
+             const Tensor& weight_LOI, const Tensor& offsets_L1, const Tensor& result,
+             Accumulate accumulate = Accumulate::kOverwrite) {
+  const Tensor &left = pairs[0].left, &right = pairs[0].right;
   CheckCudaActivation(kOp, "rows", left);
   GroupedMatmulCudaArgs args;
   args.element = left.dtype() == DType::kBF16 ? CudaElement::kBF16 : CudaElement::kF32;
@@ -65,14 +73,23 @@ void RunCuda(const Context& context, GroupedProduct product, const Tensor& left,
   CHECK(args.num_rows <= INT32_MAX && args.num_experts * args.out <= INT32_MAX &&
         args.in <= INT32_MAX)
       << kOp << ": rows " << left.DebugString() << ", weight " << weight_LOI.DebugString();
-  if (left.empty() || right.empty() || result.empty()) return;
+  args.add = accumulate == Accumulate::kAdd;
+  if (result.empty()) return;
+  if (left.empty() || right.empty()) {  // empty sums
+    if (!args.add) FillZero(context, result);
+    return;
+  }
   args.offsets_L1 = offsets_L1.data<int32_t>();
   args.left = left.raw();
   args.right = right.raw();
   args.result = result.raw();
+  if (pairs.size() > 1) {
+    args.second_left = pairs[1].left.raw();
+    args.second_right = pairs[1].right.raw();
+  }
   if constexpr (kHaveCuda) {
     const bool tensor_cores = PlanGroupedMatmul(product, args, 1).tensor_cores;
-    for (const Tensor* tensor : {&left, &right, &result}) {
+    for (const Tensor* tensor : {&left, &right, &pairs.back().left, &pairs.back().right, &result}) {
       CHECK(!tensor_cores || reinterpret_cast<uintptr_t>(tensor->raw()) % 16 == 0)
           << kOp << ": " << tensor->DebugString() << " is not aligned to 16 bytes";
     }
@@ -83,17 +100,17 @@ void RunCuda(const Context& context, GroupedProduct product, const Tensor& left,
   NoCudaKernel(kOp);
 }
 
-// Every row meets one expert's [out, in] matrix, whatever the offsets say. The panels are those of
-// one expert's product.
+// Every row meets one expert's [out, in] matrix, or with two pairs the same of two layers, whatever
+// the offsets say. The panels are those of one expert's product.
 void DryGroups(const Context& context, const Tensor& rows, const Tensor& result,
-               const Tensor& weight_LOI, int64_t n, int64_t k) {
-  const int64_t num_rows = rows.dim(0);
+               const Tensor& weight_LOI, int64_t n, int64_t k, int pairs = 1) {
+  const int64_t num_rows = rows.dim(0), out = weight_LOI.dim(1), in = weight_LOI.dim(2);
   if (num_rows > 0) ReserveMatmulPanels(context, result.dtype(), n, k);
-  const double width = static_cast<double>(weight_LOI.dim(1) * weight_LOI.dim(2));
-  const double moved = static_cast<double>(weight_LOI.bytes()) +
+  const double moved = static_cast<double>(pairs * weight_LOI.bytes()) +
                        static_cast<double>(num_rows * DTypeBytes(rows.dtype())) *
-                           static_cast<double>(weight_LOI.dim(1) + weight_LOI.dim(2));
-  CountWork(context, kOp, 2 * static_cast<double>(num_rows) * width, moved);
+                           static_cast<double>(in + pairs * out);
+  CountWork(context, kOp,
+            2.0 * pairs * static_cast<double>(num_rows) * static_cast<double>(in * out), moved);
 }
 
 MatrixView Expert(const Tensor& weight_LOI, int64_t l) {
@@ -109,7 +126,7 @@ Tensor GroupedLinear(const Context& context, const Tensor& x, const Tensor& weig
       << kOp << ": x " << x.DebugString() << ", weight " << weight_LOI.DebugString();
   const Tensor y = context.Empty(x.dtype(), {x.dim(0), weight_LOI.dim(1)});
   if (OnCuda(context)) {
-    RunCuda(context, GroupedProduct::kForward, x, weight_LOI, weight_LOI, offsets_L1, y);
+    RunCuda(context, GroupedProduct::kForward, {{x, weight_LOI}}, weight_LOI, offsets_L1, y);
     return y;
   }
   if (context.dry()) {
@@ -130,7 +147,8 @@ Tensor GroupedLinearBackwardInput(const Context& context, const Tensor& dy,
       << kOp << ": dy " << dy.DebugString() << ", weight " << weight_LOI.DebugString();
   const Tensor dx = context.Empty(dy.dtype(), {dy.dim(0), weight_LOI.dim(2)});
   if (OnCuda(context)) {
-    RunCuda(context, GroupedProduct::kBackwardInput, dy, weight_LOI, weight_LOI, offsets_L1, dx);
+    RunCuda(context, GroupedProduct::kBackwardInput, {{dy, weight_LOI}}, weight_LOI, offsets_L1,
+            dx);
     return dx;
   }
   if (context.dry()) {
@@ -144,14 +162,46 @@ Tensor GroupedLinearBackwardInput(const Context& context, const Tensor& dy,
   return dx;
 }
 
+Tensor GroupedLinearBackwardInputOfTwo(const Context& context, const Tensor& dya,
+                                       const Tensor& weight_a_LOI, const Tensor& dyb,
+                                       const Tensor& weight_b_LOI, const Tensor& offsets_L1) {
+  CheckGroups(context, dya, weight_a_LOI, offsets_L1, Weight::kValues);
+  CHECK_EQ(dya.dim(1), weight_a_LOI.dim(1))
+      << kOp << ": dya " << dya.DebugString() << ", weight " << weight_a_LOI.DebugString();
+  CheckTensor(context, kOp, "dyb", dyb, dya.dtype(), dya.shape());
+  CheckTensor(context, kOp, "second weight", weight_b_LOI, weight_a_LOI.dtype(),
+              weight_a_LOI.shape());
+  const int64_t out = weight_a_LOI.dim(1), in = weight_a_LOI.dim(2);
+  const Tensor dx = context.Empty(dya.dtype(), {dya.dim(0), in});
+  if (OnCuda(context)) {
+    RunCuda(context, GroupedProduct::kBackwardInputOfTwo,
+            {{dya, weight_a_LOI}, {dyb, weight_b_LOI}}, weight_a_LOI, offsets_L1, dx);
+    return dx;
+  }
+  if (context.dry()) {
+    DryGroups(context, dya, dx, weight_a_LOI, in, out, 2);
+    return dx;
+  }
+  ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
+    const MatrixView sum = AsMatrix(dx).RowRange(begin, end);
+    Matmul(context, AsMatrix(dya).RowRange(begin, end), Transpose::kNo, Expert(weight_a_LOI, l),
+           Transpose::kNo, sum);
+    Matmul(context, AsMatrix(dyb).RowRange(begin, end), Transpose::kNo, Expert(weight_b_LOI, l),
+           Transpose::kNo, sum, Accumulate::kAdd);
+  });
+  return dx;
+}
+
 void GroupedLinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
-                                 const Tensor& offsets_L1, const Tensor& dweight_LOI) {
+                                 const Tensor& offsets_L1, const Tensor& dweight_LOI,
+                                 Accumulate accumulate) {
   CheckGroups(context, dy, dweight_LOI, offsets_L1, Weight::kGradient);
   CHECK_EQ(dy.dim(1), dweight_LOI.dim(1))
       << kOp << ": dy " << dy.DebugString() << ", dweight " << dweight_LOI.DebugString();
   CheckTensor(context, kOp, "x", x, dy.dtype(), {dy.dim(0), dweight_LOI.dim(2)});
   if (OnCuda(context)) {
-    RunCuda(context, GroupedProduct::kBackwardWeight, dy, x, dweight_LOI, offsets_L1, dweight_LOI);
+    RunCuda(context, GroupedProduct::kBackwardWeight, {{dy, x}}, dweight_LOI, offsets_L1,
+            dweight_LOI, accumulate);
     return;
   }
   if (context.dry()) {
@@ -160,11 +210,12 @@ void GroupedLinearBackwardWeight(const Context& context, const Tensor& dy, const
     DryGroups(context, dy, dweight_LOI, dweight_LOI, dweight_LOI.dim(2), share);
     return;
   }
-  ForEachGroup(offsets_L1, [&](int64_t l, int64_t begin, int64_t end) {
-    Matmul(context, AsMatrix(dy).RowRange(begin, end), Transpose::kYes,
-           AsMatrix(x).RowRange(begin, end), Transpose::kNo, Expert(dweight_LOI, l),
-           Accumulate::kAdd);
-  });
+  const int32_t* const offsets = offsets_L1.data<int32_t>();
+  for (int64_t l = 0; l < dweight_LOI.dim(0); ++l) {
+    Matmul(context, AsMatrix(dy).RowRange(offsets[l], offsets[l + 1]), Transpose::kYes,
+           AsMatrix(x).RowRange(offsets[l], offsets[l + 1]), Transpose::kNo, Expert(dweight_LOI, l),
+           accumulate);
+  }
 }
 
 }  // namespace baleen

@@ -2,6 +2,7 @@
 //
 //   kForward         Y[rows of l, out] = X[rows of l, in] W_l^T     M rows, N out, K in
 //   kBackwardInput   dX[rows of l, in] = dY[rows of l, out] W_l     M rows, N in,  K out
+//   ...OfTwo         the same + dY' W'_l: K runs over a second pair behind the first
 //   kBackwardWeight  dW_l[out, in]    += dY^T X over l's rows       M out,  N in,  K rows
 //
 // Roofline (H100, per SM and clock: 4096 FLOP, 128 B of shared memory). A tile of 128 x 256 costs
@@ -80,6 +81,11 @@ static_assert(sizeof(Shared) <= 232448, "sm_90 gives a block 227 KiB");
 struct Params {
   Extents extents;
   void* result;
+  bool add;  // kBackwardWeight: to what the result holds
+};
+template <GroupedProduct kProduct>
+struct Maps {
+  CUtensorMap a[kPairs<kProduct>], b[kPairs<kProduct>];
 };
 
 // Tiles of all blocks of a cluster, one below the other.
@@ -89,8 +95,17 @@ using Walk = TileWalk<kProduct, kTileM * kCluster, kTileN>;
 template <GroupedProduct kProduct>
 __device__ __forceinline__ int DepthOf(const Extents& extents, const Tile& tile) {
   if constexpr (kProduct == GroupedProduct::kForward) return extents.in;
-  if constexpr (kProduct == GroupedProduct::kBackwardInput) return extents.out;
-  return tile.rows;
+  if constexpr (kProduct == GroupedProduct::kBackwardWeight) return tile.rows;
+  return extents.out;
+}
+
+__device__ __forceinline__ int StepsOf(int depth) { return (depth + kDepth - 1) / kDepth; }
+
+// K as the stages cover it: a second pair begins with a stage of its own.
+template <GroupedProduct kProduct>
+__device__ __forceinline__ int DepthOfAll(const Extents& extents, const Tile& tile) {
+  const int depth = DepthOf<kProduct>(extents, tile);
+  return kPairs<kProduct> == 1 ? depth : kPairs<kProduct> * StepsOf(depth) * kDepth;
 }
 
 // The dW rows [first, last) of a tile on their way into L2.
@@ -168,20 +183,22 @@ __device__ __forceinline__ bool NextTile(AnyWalk& walk, int& index, Tile& tile) 
 }
 
 template <GroupedProduct kProduct, int kCluster>
-__device__ void Produce(Shared& sh, const Params& params, const CUtensorMap& a_map,
-                        const CUtensorMap& b_map) {
+__device__ void Produce(Shared& sh, const Params& params, const Maps<kProduct>& maps) {
   Walk<kProduct, kCluster> walk(params.extents);
   Tile tile;
   int stage = 0, index = blockIdx.x / kCluster;
   uint32_t phase = 1;
   while (NextTile<kCluster>(walk, index, tile)) {
-    const int depth = DepthOf<kProduct>(params.extents, tile);
-    for (int k = 0; k < depth; k += kDepth) {
+    const int steps = StepsOf(DepthOf<kProduct>(params.extents, tile));
+    for (int step = 0; step < kPairs<kProduct> * steps; ++step) {
+      const int pair = kPairs<kProduct> > 1 && step >= steps ? 1 : 0;
       cuda::BarrierWait(&sh.empty[stage], phase);
-      LoadStage<kProduct, kCluster>(sh, params.extents, tile, k, stage, a_map, b_map);
+      LoadStage<kProduct, kCluster>(sh, params.extents, tile, (step - pair * steps) * kDepth, stage,
+                                    maps.a[pair], maps.b[pair]);
       if constexpr (kProduct == GroupedProduct::kBackwardWeight) {
-        const int steps = (depth + kDepth - 1) / kDepth, step = k / kDepth;
-        PrefetchGradient(params, tile, kTileM * step / steps, kTileM * (step + 1) / steps);
+        if (params.add) {
+          PrefetchGradient(params, tile, kTileM * step / steps, kTileM * (step + 1) / steps);
+        }
       }
       if (++stage == kStages) {
         stage = 0;
@@ -250,7 +267,7 @@ __device__ void Consume(Shared& sh, const Params& params, int consumer) {
   };
   while (NextTile<kCluster>(walk, index, tile)) {
     constexpr bool kGradient = kProduct == GroupedProduct::kBackwardWeight;
-    const int depth = DepthOf<kProduct>(extents, tile);
+    const int depth = DepthOfAll<kProduct>(extents, tile);
     const int rows = (kGradient ? extents.out : tile.rows) - tile.m;
     const auto wait_for_stage = [&](int k) {
       cuda::BarrierWaitAt(full + 8 * stage, phase);
@@ -287,7 +304,7 @@ __device__ void Consume(Shared& sh, const Params& params, int consumer) {
     const int warp_rows = rows - 16 * warp;
     if constexpr (kGradient) {
       const int64_t row = static_cast<int64_t>(tile.expert) * extents.out + tile.m + 16 * warp;
-      AddF32(d, static_cast<float*>(params.result), row, warp_rows, tile.n, columns);
+      AddF32(d, static_cast<float*>(params.result), row, warp_rows, tile.n, columns, params.add);
     } else {
       const int64_t row = static_cast<int64_t>(tile.row_begin) + tile.m + 16 * warp;
       StoreBf16(d, cuda::SharedAddress(sh.output[warp]), static_cast<__nv_bfloat16*>(params.result),
@@ -299,13 +316,14 @@ __device__ void Consume(Shared& sh, const Params& params, int consumer) {
 template <GroupedProduct kProduct, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
     GroupedMatmulKernel(const __grid_constant__ Params params,
-                        const __grid_constant__ CUtensorMap a_map,
-                        const __grid_constant__ CUtensorMap b_map) {
+                        const __grid_constant__ Maps<kProduct> maps) {
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   Shared& sh = *reinterpret_cast<Shared*>(raw_shared);
   if (threadIdx.x == 0) {
-    cuda::PrefetchTensorMap(&a_map);
-    cuda::PrefetchTensorMap(&b_map);
+    for (int pair = 0; pair < kPairs<kProduct>; ++pair) {
+      cuda::PrefetchTensorMap(&maps.a[pair]);
+      cuda::PrefetchTensorMap(&maps.b[pair]);
+    }
     for (int i = 0; i < kStages; ++i) {
       cuda::BarrierInit(&sh.full[i], 1);
       cuda::BarrierInit(&sh.empty[i], kCluster * kConsumerThreads / 32);  // a lane a consumer warp
@@ -317,7 +335,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 2) {
     cuda::LowerRegisters<56>();
-    if (threadIdx.x == kConsumerThreads) Produce<kProduct, kCluster>(sh, params, a_map, b_map);
+    if (threadIdx.x == kConsumerThreads) Produce<kProduct, kCluster>(sh, params, maps);
   } else {
     cuda::RaiseRegisters<224>();
     Consume<kProduct, kCluster>(sh, params, warpgroup);
@@ -344,14 +362,18 @@ template <GroupedProduct kProduct, int kCluster>
 void LaunchTensorCores(const GroupedMatmulCudaArgs& args, const GroupedMatmulPlan& plan,
                        cudaStream_t stream) {
   constexpr bool kForward = kProduct == GroupedProduct::kForward;
-  CUtensorMap a_map, b_map;
-  if constexpr (kProduct == GroupedProduct::kBackwardWeight) {
-    MakeMap(&a_map, args.left, args.num_rows, args.out, kDepth);
-    MakeMap(&b_map, args.right, args.num_rows, args.in, kDepth);
-  } else {
-    MakeMap(&a_map, args.left, args.num_rows, kForward ? args.in : args.out, kTileM);
-    MakeMap(&b_map, args.right, args.num_experts * args.out, args.in,
-            kForward ? kTileN / kCluster : kDepth);
+  Maps<kProduct> maps;
+  for (int pair = 0; pair < kPairs<kProduct>; ++pair) {
+    const void* const left = pair == 0 ? args.left : args.second_left;
+    const void* const right = pair == 0 ? args.right : args.second_right;
+    if constexpr (kProduct == GroupedProduct::kBackwardWeight) {
+      MakeMap(&maps.a[pair], left, args.num_rows, args.out, kDepth);
+      MakeMap(&maps.b[pair], right, args.num_rows, args.in, kDepth);
+    } else {
+      MakeMap(&maps.a[pair], left, args.num_rows, kForward ? args.in : args.out, kTileM);
+      MakeMap(&maps.b[pair], right, args.num_experts * args.out, args.in,
+              kForward ? kTileN / kCluster : kDepth);
+    }
   }
   const auto kernel = GroupedMatmulKernel<kProduct, kCluster>;
   cuda::CheckCuda(
@@ -367,8 +389,8 @@ void LaunchTensorCores(const GroupedMatmulCudaArgs& args, const GroupedMatmulPla
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  const Params params = {ExtentsOf(args), args.result};
-  cuda::CheckCuda(cudaLaunchKernelEx(&config, kernel, params, a_map, b_map), "grouped_matmul");
+  const Params params = {ExtentsOf(args), args.result, args.add};
+  cuda::CheckCuda(cudaLaunchKernelEx(&config, kernel, params, maps), "grouped_matmul");
 }
 
 template <GroupedProduct kProduct>
@@ -380,8 +402,12 @@ void Launch(const GroupedMatmulCudaArgs& args, const GroupedMatmulPlan& plan, cu
   }
   cuda::ForElement(args.element, [&](auto element) {
     using T = decltype(element);
-    const PlainParams<T> params = {ExtentsOf(args), static_cast<const T*>(args.left),
-                                   static_cast<const T*>(args.right), args.result};
+    const PlainParams<T> params = {
+        ExtentsOf(args),
+        {static_cast<const T*>(args.left), static_cast<const T*>(args.second_left)},
+        {static_cast<const T*>(args.right), static_cast<const T*>(args.second_right)},
+        args.result,
+        args.add};
     GroupedPlainKernel<kProduct, T><<<plan.num_blocks, plan.threads, 0, stream>>>(params);
   });
   cuda::CheckLaunch("grouped_matmul");
@@ -416,12 +442,20 @@ GroupedMatmulPlan PlanGroupedMatmul(GroupedProduct product, const GroupedMatmulC
 
 void LaunchGroupedMatmul(GroupedProduct product, const GroupedMatmulCudaArgs& args,
                          const GroupedMatmulPlan& plan, void* stream) {
+  if (product == GroupedProduct::kBackwardWeight && !args.add && args.num_experts > 0) {
+    FillWithoutRowsKernel<<<dim3(kFillBlocks, static_cast<unsigned>(args.num_experts)),
+                            kPlainThreads, 0, cuda::AsStream(stream)>>>(
+        ExtentsOf(args), static_cast<float*>(args.result));
+    cuda::CheckLaunch("grouped_matmul: zeros");
+  }
   if (plan.num_blocks == 0) return;
   switch (product) {
     case GroupedProduct::kForward:
       return Launch<GroupedProduct::kForward>(args, plan, cuda::AsStream(stream));
     case GroupedProduct::kBackwardInput:
       return Launch<GroupedProduct::kBackwardInput>(args, plan, cuda::AsStream(stream));
+    case GroupedProduct::kBackwardInputOfTwo:
+      return Launch<GroupedProduct::kBackwardInputOfTwo>(args, plan, cuda::AsStream(stream));
     case GroupedProduct::kBackwardWeight:
       return Launch<GroupedProduct::kBackwardWeight>(args, plan, cuda::AsStream(stream));
   }

@@ -12,9 +12,10 @@
 namespace baleen {
 
 enum class GroupedProduct : unsigned char {
-  kForward,         // result y [N, out]: y[n] = W[l(n)] x[n]
-  kBackwardInput,   // result dx [N, in]: dx[n] = W[l(n)]^T dy[n]
-  kBackwardWeight,  // result dW [L, out, in] fp32: dW[l] += sum_n dy[n] x[n]^T
+  kForward,             // result y [N, out]: y[n] = W[l(n)] x[n]
+  kBackwardInput,       // result dx [N, in]: dx[n] = W[l(n)]^T dy[n]
+  kBackwardInputOfTwo,  // result dx [N, in]: dx[n] = W[l(n)]^T dy[n] + W'[l(n)]^T dy'[n]
+  kBackwardWeight,      // result dW [L, out, in] fp32: dW[l] (+)= sum_n dy[n] x[n]^T
 };
 
 struct GroupedMatmulCudaArgs {
@@ -27,7 +28,11 @@ struct GroupedMatmulCudaArgs {
   const int32_t* offsets_L1 = nullptr;
   const void* left = nullptr;   // x (forward) or dy, 16-byte aligned
   const void* right = nullptr;  // W, or x for kBackwardWeight, 16-byte aligned
-  void* result = nullptr;       // 16-byte aligned
+  // dy' and W' of kBackwardInputOfTwo, as the first.
+  const void* second_left = nullptr;
+  const void* second_right = nullptr;
+  void* result = nullptr;  // 16-byte aligned
+  bool add = true;         // dW is added to; else written, and zero for an expert without rows
 };
 
 struct GroupedMatmulPlan {
@@ -43,7 +48,8 @@ struct GroupedMatmulPlan {
 GroupedMatmulPlan PlanGroupedMatmul(GroupedProduct product, const GroupedMatmulCudaArgs& args,
                                     int num_sms, int cluster = 0);
 
-// Enqueues at most one kernel on `stream` (a cudaStream_t).
+// Enqueues one kernel on `stream` (a cudaStream_t); before a dW that is written one more, which
+// fills those without rows; none where there is nothing to do.
 void LaunchGroupedMatmul(GroupedProduct product, const GroupedMatmulCudaArgs& args,
                          const GroupedMatmulPlan& plan, void* stream);
 void GroupedMatmulCuda(GroupedProduct product, const GroupedMatmulCudaArgs& args, void* stream);

@@ -47,21 +47,21 @@ __device__ __forceinline__ void StoreBf16(const float (&d)[128], uint32_t buffer
   }
 }
 
-// Added to fp32 rows.
+// Added to fp32 rows, or, with `add` false, to zero.
 __device__ __forceinline__ void AddF32(const float (&d)[128], float* result, int64_t row, int rows,
-                                       int n, int columns) {
+                                       int n, int columns, bool add) {
   const int lane = threadIdx.x & 31;
   constexpr int kBatch = 8;  // blocks of 8 columns whose loads are in flight together
 #pragma unroll
   for (int first = 0; first < 256 / 8; first += kBatch) {
-    float2 values[kBatch][2];
+    float2 values[kBatch][2] = {};
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int column = n + (first + j) * 8 + (lane & 3) * 2;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int r = lane / 4 + 8 * h;
-        if (r < rows && column < columns) {
+        if (add && r < rows && column < columns) {
           values[j][h] = __ldcg(reinterpret_cast<float2*>(result + (row + r) * columns + column));
         }
       }

@@ -11,12 +11,25 @@
 
 namespace baleen::grouped_matmul {
 
+// Pairs of operands whose products are summed.
+template <GroupedProduct kProduct>
+inline constexpr int kPairs = kProduct == GroupedProduct::kBackwardInputOfTwo ? 2 : 1;
+
 inline constexpr int kGroupRows = 2048;  // along M
 
 struct Extents {
   const int32_t* offsets_L1;
   int num_rows, num_experts, in, out;
 };
+
+struct ExpertRows {
+  int begin, count;
+};
+__device__ inline ExpertRows RowsOf(const Extents& extents, int expert) {
+  const int begin = max(0, __ldg(extents.offsets_L1 + expert));
+  const int end = min(extents.num_rows, __ldg(extents.offsets_L1 + expert + 1));
+  return {begin, max(0, end - begin)};
+}
 
 // Where a tile lies. M counts the expert's rows, or `out` for kBackwardWeight; K is `in`, `out` or
 // the expert's rows.
@@ -59,8 +72,9 @@ class TileWalk {
 
  private:
   __device__ void ReadExpert() {
-    row_begin_ = max(0, __ldg(extents_.offsets_L1 + expert_));
-    rows_ = max(0, min(extents_.num_rows, __ldg(extents_.offsets_L1 + expert_ + 1)) - row_begin_);
+    const ExpertRows rows = RowsOf(extents_, expert_);
+    row_begin_ = rows.begin;
+    rows_ = rows.count;
     const int m =
         kProduct == GroupedProduct::kBackwardWeight ? (rows_ > 0 ? extents_.out : 0) : rows_;
     row_tiles_ = (m + kTileM - 1) / kTileM;

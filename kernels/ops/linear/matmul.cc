@@ -169,13 +169,13 @@ Tensor LinearBackwardInput(const Context& context, const Tensor& dy, const Tenso
 }
 
 void LinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
-                          const Tensor& dweight) {
+                          const Tensor& dweight, Accumulate accumulate) {
   CHECK(dy.rank() >= 1 && x.rank() >= 1 && dweight.rank() == 2 && RowsOf(dy) == RowsOf(x) &&
         dy.dim(-1) == dweight.dim(0) && x.dim(-1) == dweight.dim(1))
       << "linear backward: dy " << dy.DebugString() << ", x " << x.DebugString() << ", dweight "
       << dweight.DebugString();
   Matmul(context, RowsView(dy), Transpose::kYes, RowsView(x), Transpose::kNo, RowsView(dweight),
-         Accumulate::kAdd);
+         accumulate);
 }
 
 }  // namespace baleen

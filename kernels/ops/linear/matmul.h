@@ -3,7 +3,8 @@
 //
 //   Linear               y = x W^T        x [.., in]  W [out, in]  y [.., out]
 //   LinearBackwardInput  dx = dy W
-//   LinearBackwardWeight dW += dy^T x     (parameter gradients are always added to)
+//   LinearBackwardWeight dW += dy^T x, or dW = dy^T x: a step's first gradient of a weight need not
+//                        read what it is added to
 //
 // CPU: operands and C have one dtype, kF32 or kF64, which is also what is accumulated in. A row of
 // C has the same bits however many other rows the call has, unless alpha is not 1 and C is added
@@ -34,6 +35,6 @@ Tensor Linear(const Context& context, const Tensor& x, const Tensor& weight);
 Tensor LinearToStatistics(const Context& context, const Tensor& x, const Tensor& weight);
 Tensor LinearBackwardInput(const Context& context, const Tensor& dy, const Tensor& weight);
 void LinearBackwardWeight(const Context& context, const Tensor& dy, const Tensor& x,
-                          const Tensor& dweight);
+                          const Tensor& dweight, Accumulate accumulate = Accumulate::kAdd);
 
 }  // namespace baleen

@@ -18,8 +18,8 @@ struct MatmulKernelChoice {
 
 enum class MatmulPass : uint8_t { kForward, kInput, kWeight };
 
-// c [m, n] = a [m, k] b [k, n], row major; kForward: b transposed, kInput: neither, kWeight: a
-// transposed and added to fp32.
+// c [m, n] (+)= a [m, k] b [k, n], row major; kForward: b transposed, kInput: neither, kWeight: a
+// transposed, c in fp32.
 struct MatmulShape {
   MatmulPass pass;
   int64_t m, n, k;

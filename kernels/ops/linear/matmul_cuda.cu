@@ -118,8 +118,9 @@ void SetTranspose(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t o
 std::optional<MatmulKernelChoice> WantedKernel(const Problem& problem) {
   const bool bf16 =
       problem.a.element == CudaElement::kBF16 && problem.b.element == CudaElement::kBF16;
-  const bool sum = problem.add && problem.c.element == CudaElement::kF32;
-  const bool plain = !problem.add && problem.c.element == CudaElement::kBF16;
+  // Whether C is added to or overwritten is no part of what cuBLASLt chooses a kernel by.
+  const bool sum = problem.c.element == CudaElement::kF32;
+  const bool plain = problem.c.element == CudaElement::kBF16;
   if (!bf16 || problem.batch != 1) return std::nullopt;
   MatmulShape shape = {MatmulPass::kForward, problem.c.rows, problem.c.cols, 0};
   if (plain && !problem.transpose_a) {

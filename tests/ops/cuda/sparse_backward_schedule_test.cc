@@ -13,14 +13,18 @@
 namespace baleen {
 namespace {
 
-constexpr int kRing = SparseBackwardSchedule::kRing;
+// Slots of the ring that hold the rows of a chunk each: as few as there may be.
+int Ring(const SparseBackwardSchedule& schedule) {
+  return schedule.lag <= schedule.chunk ? SparseBackwardSchedule::kRing
+                                        : FewestSlotsOfPacks(schedule.chunk, schedule.lag);
+}
 
-// Of a launch with 1 or 2 tiles: 8 or 16 queries a sum, a lag of up to a chunk.
+// Of a launch with 1 or 2 tiles: 8 or 16 queries a sum, a lag of up to a chunk. Of packs: 2, any.
 void ForEachSchedule(const std::function<void(const SparseBackwardSchedule&)>& check) {
   for (const int queries : {1, 31, 32, 33, 257, 300, 1000}) {
     for (const int chunk : {32, 64, 256}) {
-      for (const int a_sum : {8, 16}) {
-        for (const int lag : {0, 7, 32}) {
+      for (const int a_sum : {2, 8, 16}) {
+        for (const int lag : {0, 7, 32, 33, 160}) {
           SCOPED_TRACE(std::to_string(queries) + " queries, chunks of " + std::to_string(chunk) +
                        ", " + std::to_string(a_sum) + " a sum, lag " + std::to_string(lag));
           check({queries, chunk, a_sum, lag});
@@ -69,7 +73,7 @@ TEST(SparseBackwardSchedule, WaitsForEarlierItemsOnly) {
                                places.sum.begin() + (chunk + 1) * sums);
     };
     for (int t = 0; t < schedule.num_queries; ++t) {
-      const int reused = t / schedule.chunk - kRing;
+      const int reused = t / schedule.chunk - Ring(schedule);
       if (reused >= 0) EXPECT_LT(last_sum(reused), places.query[t]) << "query " << t;
     }
     for (int x = 0; x < static_cast<int>(places.sum.size()); ++x) {
@@ -91,7 +95,7 @@ bool Ends(const SparseBackwardSchedule& schedule, int num_places, uint32_t seed)
   std::vector<int> turns(sums);  // chunks of which this share of the keys is summed
   const auto may_end = [&](const SparseBackwardItem& item) {
     if (!item.is_sum) {
-      const int reused = item.index / schedule.chunk - kRing;
+      const int reused = item.index / schedule.chunk - Ring(schedule);
       return reused < 0 || summed[reused] == sums;
     }
     const int chunk = item.index / sums;
@@ -112,6 +116,13 @@ bool Ends(const SparseBackwardSchedule& schedule, int num_places, uint32_t seed)
     running.erase(ended);
   }
   return true;
+}
+
+TEST(SparseBackwardSchedule, NeedsASlotMoreForEachChunkThatSumsLagBehind) {
+  EXPECT_EQ(FewestSlotsOfPacks(96, 1), 3);
+  EXPECT_EQ(FewestSlotsOfPacks(96, 96), 3);
+  EXPECT_EQ(FewestSlotsOfPacks(96, 97), 4);
+  EXPECT_EQ(FewestSlotsOfPacks(64, 160), 5);
 }
 
 TEST(SparseBackwardSchedule, EndsOnAnyNumberOfPlaces) {
