@@ -182,9 +182,9 @@ void TimeForward(Timer& timer, Case c, IdPattern pattern, double gemm, int repea
   }
 }
 
-int Run(bool check, bool quick, int only_heads, int only_keys, const std::string& json) {
+int Run(const Options& options) {
   bool good = true;
-  if (check) {
+  if (options.check) {
     const uint64_t seed = std::random_device()();
     std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
     for (const Case& c :
@@ -208,10 +208,11 @@ int Run(bool check, bool quick, int only_heads, int only_keys, const std::string
   Report report;
   const double gemm = GemmTflops(timer);
   std::printf("GEMM %.1f TF\n", gemm);
-  const int repeats = quick ? 5 : 10;
+  const int repeats = options.quick ? 5 : 10;
   for (const auto& [heads, queries] : {std::pair{16, 4}, std::pair{32, 2}, std::pair{64, 1}}) {
     for (const int keys : {8192, 32768, 131072}) {
-      if ((only_heads && heads != only_heads) || (only_keys && keys != only_keys)) continue;
+      if ((options.heads && heads != options.heads) || (options.keys && keys != options.keys))
+        continue;
       for (const IdPattern pattern : {IdPattern::kRandom, IdPattern::kNear}) {
         if (keys == 8192 && pattern == IdPattern::kNear) continue;
         TimeForward(timer, {4096, heads, keys, 2048, queries}, pattern, gemm, repeats, report);
@@ -220,7 +221,7 @@ int Run(bool check, bool quick, int only_heads, int only_keys, const std::string
   }
   report.Print();
   std::printf("GEMM again %.1f TF\n", GemmTflops(timer));
-  if (!json.empty()) report.WriteJson(json);
+  if (!options.json.empty()) report.WriteJson(options.json);
   return 0;
 }
 
@@ -228,17 +229,5 @@ int Run(bool check, bool quick, int only_heads, int only_keys, const std::string
 }  // namespace baleen::bench
 
 int main(int argc, char** argv) {
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  bool check = false, quick = false;
-  int heads = 0, keys = 0;  // time only these; 0 = all
-  std::string json;
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    if (arg == "--check") check = true;
-    if (arg == "--quick") quick = true;
-    if (arg.rfind("--heads=", 0) == 0) heads = std::stoi(arg.substr(8));
-    if (arg.rfind("--keys=", 0) == 0) keys = std::stoi(arg.substr(7));
-    if (arg.rfind("--json=", 0) == 0) json = arg.substr(7);
-  }
-  return baleen::bench::Run(check, quick, heads, keys, json);
+  return baleen::bench::Run(baleen::bench::ReadOptions(argc, argv));
 }

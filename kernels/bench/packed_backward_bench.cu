@@ -237,8 +237,8 @@ void TimeBackward(Timer& timer, const Case& c, IdPattern pattern, double gemm, i
               {"same bits", same ? "yes" : "no"}});
 }
 
-int Run(bool check, bool quick, int only_heads, int only_keys, const std::string& json) {
-  if (check) {
+int Run(const Options& options) {
+  if (options.check) {
     bool good = true;
     const uint64_t seed = std::random_device()();
     std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
@@ -262,10 +262,11 @@ int Run(bool check, bool quick, int only_heads, int only_keys, const std::string
   Report report;
   const double gemm = GemmTflops(timer);
   std::printf("GEMM %.1f TF\n", gemm);
-  const int repeats = quick ? 3 : 7;
+  const int repeats = options.quick ? 3 : 7;
   for (const int heads : {16, 32}) {
     for (const int keys : {8192, 32768, 131072}) {
-      if ((only_heads && heads != only_heads) || (only_keys && keys != only_keys)) continue;
+      if ((options.heads && heads != options.heads) || (options.keys && keys != options.keys))
+        continue;
       for (const IdPattern pattern : {IdPattern::kNear, IdPattern::kRandom}) {
         TimeBackward(timer, {4096, heads, keys, 2048}, pattern, gemm, repeats, report);
       }
@@ -273,7 +274,7 @@ int Run(bool check, bool quick, int only_heads, int only_keys, const std::string
   }
   report.Print();
   std::printf("GEMM again %.1f TF\n", GemmTflops(timer));
-  if (!json.empty()) report.WriteJson(json);
+  if (!options.json.empty()) report.WriteJson(options.json);
   return 0;
 }
 
@@ -281,17 +282,5 @@ int Run(bool check, bool quick, int only_heads, int only_keys, const std::string
 }  // namespace baleen::bench
 
 int main(int argc, char** argv) {
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  bool check = false, quick = false;
-  int heads = 0, keys = 0;  // time only these; 0 = all
-  std::string json;
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    if (arg == "--check") check = true;
-    if (arg == "--quick") quick = true;
-    if (arg.rfind("--heads=", 0) == 0) heads = std::stoi(arg.substr(8));
-    if (arg.rfind("--keys=", 0) == 0) keys = std::stoi(arg.substr(7));
-    if (arg.rfind("--json=", 0) == 0) json = arg.substr(7);
-  }
-  return baleen::bench::Run(check, quick, heads, keys, json);
+  return baleen::bench::Run(baleen::bench::ReadOptions(argc, argv));
 }

@@ -218,15 +218,6 @@ void TimeBackward(Timer& timer, const Case& c, IdPattern pattern, size_t budget_
               {"same bits", same ? "yes" : "no"}});
 }
 
-struct Options {
-  bool check = false, quick = false;
-  int only_case = -1;        // of the checks; -1 = all
-  int heads = 0, keys = 0;   // time only these; 0 = all
-  size_t budget_mib = 2560;  // of the backward's workspace; what the op gives
-  std::string which;         // "forward" or "backward"; empty = both
-  std::string json;
-};
-
 int Run(const Options& options) {
   cudaDeviceProp device;
   Check(cudaGetDeviceProperties(&device, 0), "device");
@@ -289,18 +280,5 @@ int Run(const Options& options) {
 }  // namespace baleen::bench
 
 int main(int argc, char** argv) {
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  baleen::bench::Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    if (arg == "--check") options.check = true;
-    if (arg == "--quick") options.quick = true;
-    if (arg.rfind("--case=", 0) == 0) options.only_case = std::stoi(arg.substr(7));
-    if (arg.rfind("--heads=", 0) == 0) options.heads = std::stoi(arg.substr(8));
-    if (arg.rfind("--keys=", 0) == 0) options.keys = std::stoi(arg.substr(7));
-    if (arg.rfind("--budget=", 0) == 0) options.budget_mib = std::stoul(arg.substr(9));
-    if (arg.rfind("--only=", 0) == 0) options.which = arg.substr(7);
-    if (arg.rfind("--json=", 0) == 0) options.json = arg.substr(7);
-  }
-  return baleen::bench::Run(options);
+  return baleen::bench::Run(baleen::bench::ReadOptions(argc, argv));
 }

@@ -1,10 +1,11 @@
-// What the benches of sparse attention share: the widths, inputs that bf16 holds exactly, and the
-// check of a forward against the definition.
+// What the benches of sparse attention share: their options, the widths, inputs that bf16 holds
+// exactly, and the check of a forward against the definition.
 #pragma once
 
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "kernels/bench/harness.cuh"
@@ -16,6 +17,33 @@ namespace baleen::bench {
 constexpr float kScale = 0.1352337788608801f;
 constexpr int kC = kLatentAndRope, kV = kLatent;
 constexpr double kForwardFlopsPerPair = 2.0 * (kC + kV);
+
+// --check, --quick, --case=N and so on; a bench reads those that it has.
+struct Options {
+  bool check = false, quick = false;
+  int only_case = -1;        // of the checks; -1 = all
+  int heads = 0, keys = 0;   // time only these; 0 = all
+  size_t budget_mib = 2560;  // of the backward's workspace; what the op gives
+  std::string which;         // "forward" or "backward"; empty = both
+  std::string json;
+};
+
+inline Options ReadOptions(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (arg == "--check") options.check = true;
+    if (arg == "--quick") options.quick = true;
+    if (arg.rfind("--case=", 0) == 0) options.only_case = std::stoi(arg.substr(7));
+    if (arg.rfind("--heads=", 0) == 0) options.heads = std::stoi(arg.substr(8));
+    if (arg.rfind("--keys=", 0) == 0) options.keys = std::stoi(arg.substr(7));
+    if (arg.rfind("--budget=", 0) == 0) options.budget_mib = std::stoul(arg.substr(9));
+    if (arg.rfind("--only=", 0) == 0) options.which = arg.substr(7);
+    if (arg.rfind("--json=", 0) == 0) options.json = arg.substr(7);
+  }
+  return options;
+}
 
 inline std::vector<__nv_bfloat16> ToBf16(const std::vector<double>& values) {
   std::vector<__nv_bfloat16> out(values.size());

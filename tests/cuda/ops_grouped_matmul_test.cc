@@ -127,7 +127,11 @@ TEST(CudaGroupedMatmul, AgreesWithTheDefinitionForGroupsOfAnySize) {
   for (const DType dtype : {DType::kBF16, DType::kF32}) {
     for (const Widths widths : kWidths) {
       for (const std::vector<int32_t>& offsets : OffsetCases()) {
-        if (dtype == DType::kF32 && offsets.back() > 1000 && testing::UnderRacecheck()) continue;
+        // The plain kernel reads shared memory for each product: one width of vectors there.
+        if (testing::UnderRacecheck() && dtype == DType::kF32 &&
+            (widths.in > 100 || offsets.back() > 1000)) {
+          continue;
+        }
         const Layer layer(dtype, offsets, widths);
         SCOPED_TRACE(::testing::Message()
                      << DTypeName(dtype) << " in " << widths.in << " out " << widths.out

@@ -298,19 +298,19 @@ TEST(CudaSparseAttention, OnTensorCoresAddsUpChunkAfterChunk) {
 }
 
 TEST(CudaSparseAttention, GeneralGivesTheDefinitionWithHolesAnywhere) {
-  const Shape5 long_lists =
-      UnderRacecheck() ? Shape5{5, 120, 16, 256, 128, 100} : Shape5{5, 2100, 16, 256, 128, 2048};
   for (const DType dtype : kGpuDtypes) {
     for (const Shape5& s : {Shape5{70, 60, 4, 256, 128, 64},
                             {9, 33, 1, 24, 16, 1},
                             {13, 50, 7, 25, 17, 100},
-                            long_lists,
+                            {5, 2100, 16, 256, 128, 2048},
                             {8, 600, 20, 24, 24, 512},
                             {4, 90, 64, 256, 128, 100},
                             {3, 64, 128, 256, 128, 64},
                             {4, 70, 9, 700, 650, 40},
                             {3, 20, 2, 1300, 900, 30},
                             {3, 50, 130, 576, 512, 33}}) {
+      // What is left there has every variant: wide and narrow loads, one and two heads a warp.
+      if (UnderRacecheck() && (s.K > 100 || s.H < 4 || s.H == 128)) continue;
       const Operands x(dtype, s, Holes::kAnywhere);
       ASSERT_FALSE(x.on_tensor_cores);
       ExpectTheDefinition(dtype, x);
