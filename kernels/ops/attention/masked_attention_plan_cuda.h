@@ -63,8 +63,8 @@ inline int MaskedHeadRounds(const MaskedAttentionKeys& keys, int num_heads) {
 }
 
 // The ds_bytes of a call, of measurements: dS is kept where rows are more than half of the keys.
-// Fewer share k too little in dq, and are too few items of it in a round. dq's bits depend on it: a
-// row has the same ones in all chunks of rows that keep dS, and in all that do not.
+// Fewer share k too little in dq, and are too few items of it in a round. dq's bits depend on it,
+// so on sizes alone.
 inline int64_t MaskedScoreGradientBytes(MaskedAttentionKeys keys, int num_heads) {
   keys.ds_bytes = kMaskedScoreGradientBytes;
   if (num_heads == 0 || keys.num_rows == 0 || !KeepsScoreGradients(keys)) return 0;
