@@ -293,6 +293,14 @@ class Report {
   std::vector<Row> rows_;
 };
 
+// Prints what was timed and the GEMM once more, which tells how warm the card has become; writes it
+// where a path is given.
+inline void Finish(Timer& timer, const Report& report, const std::string& json) {
+  report.Print();
+  std::printf("GEMM again %.1f TF\n", GemmTflops(timer));
+  if (!json.empty()) report.WriteJson(json);
+}
+
 inline std::string Number(double value, int digits = 1) {
   char text[32];
   std::snprintf(text, sizeof text, "%.*f", digits, value);

@@ -421,9 +421,7 @@ int Run(const Options& options) {
   if (options.keys == 0 || options.keys == 16384) {
     TimeShape(timer, report, {Window::kDocuments, Choice::kNone, 16384, 16384, 128}, gemm);
   }
-  report.Print();
-  std::printf("GEMM again %.1f TF\n", GemmTflops(timer));
-  if (!options.json.empty()) report.WriteJson(options.json);
+  Finish(timer, report, options.json);
   return 0;
 }
 

@@ -272,9 +272,7 @@ int Run(const Options& options) {
       }
     }
   }
-  report.Print();
-  std::printf("GEMM again %.1f TF\n", GemmTflops(timer));
-  if (!options.json.empty()) report.WriteJson(options.json);
+  Finish(timer, report, options.json);
   return 0;
 }
 

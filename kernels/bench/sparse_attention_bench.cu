@@ -270,9 +270,7 @@ int Run(const Options& options) {
       TimeBackward(timer, c, pattern, options.budget_mib << 20, gemm, repeats, report);
     });
   }
-  report.Print();
-  std::printf("GEMM again %.1f TF\n", GemmTflops(timer));
-  if (!options.json.empty()) report.WriteJson(options.json);
+  Finish(timer, report, options.json);
   return 0;
 }
 

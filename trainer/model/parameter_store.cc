@@ -163,16 +163,19 @@ void ParameterStore::WriteZero(int id) const {
 }
 
 // Of a stack in which some have a value and some have none, the latter become zero.
-ParameterStore::GradientSum ParameterStore::StackedSum(int first, int count, bool stack) const {
+Accumulate ParameterStore::BeginSum(int first, int count) const {
   const auto begin = written_.begin() + first, end = begin + count;
   const bool any = std::find(begin, end, true) != end;
   for (int id = first; id < first + count; ++id) {
     if (any && !written_[id]) WriteZero(id);
     written_[id] = true;
   }
-  const Tensor tensor =
-      stack ? Stacked(buffers_[Index(parameters_[first].group)].grad, first, count) : grads_[first];
-  return {tensor, any ? Accumulate::kAdd : Accumulate::kOverwrite};
+  return any ? Accumulate::kAdd : Accumulate::kOverwrite;
+}
+
+ParameterStore::GradientSum ParameterStore::StackedSum(int first, int count) const {
+  return {Stacked(buffers_[Index(parameters_[first].group)].grad, first, count),
+          BeginSum(first, count)};
 }
 
 Tensor ParameterStore::bucket_values(int index) const {

@@ -108,12 +108,10 @@ class ParameterStore {
     Tensor tensor;
     Accumulate accumulate = Accumulate::kAdd;
   };
-  GradientSum sum(int id) const { return StackedSum(id, 1, /*stack=*/false); }
+  GradientSum sum(int id) const { return {grads_[id], BeginSum(id, 1)}; }
   // Parameters first .. first + count - 1, declared stacked and of one shape, as [count, shape...].
   Tensor StackedValue(int first, int count) const;
-  GradientSum StackedSum(int first, int count) const {
-    return StackedSum(first, count, /*stack=*/true);
-  }
+  GradientSum StackedSum(int first, int count) const;
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int size() const { return static_cast<int>(parameters_.size()); }
@@ -154,7 +152,8 @@ class ParameterStore {
   // Places the parameters of a group; returns the padded length of its buffer.
   int64_t LayOut(ParameterGroup group, int shards, int64_t bucket_elements);
   Tensor Stacked(const Tensor& buffer, int first, int count) const;
-  GradientSum StackedSum(int first, int count, bool stack) const;
+  // What the next product does to these gradients; they have a value behind it.
+  Accumulate BeginSum(int first, int count) const;
   void WriteZero(int id) const;
   const Context* context_ = nullptr;  // that the buffers lie in
   std::vector<Parameter> parameters_;
