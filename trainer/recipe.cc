@@ -36,24 +36,63 @@ AttentionCost SelectedAttentionCost(const ModelConfig& model, int64_t seq_length
           .sparse = selected * static_cast<double>(model.latent_dim() + model.kv_lora_rank)};
 }
 
-AttentionCost SelectedAttentionCostOnGpu(const ModelConfig& model, int64_t seq_length,
-                                         int64_t heads, DType dtype) {
-  const double mean_keys = static_cast<double>(seq_length + 1) / 2;
+namespace {
+
+// FLOP over TFLOP/s, bytes over TB/s: times 1e-6, both are microseconds.
+double ProductMicroseconds(double flops) { return 1e-6 * flops / kProjectionTflops; }
+double MemoryMicroseconds(double bytes) { return 1e-6 * bytes / kMemoryTerabytesPerSecond; }
+
+// Of a row of one head: q~ = W_UK^T q and o = W_UV o~ in each run of the forward; dq, do~ and both
+// halves of dW_kvb in the backward.
+double AbsorbedProjections(const ModelConfig& model, double bytes, int runs) {
+  const int64_t elements = model.qk_nope_head_dim + model.v_head_dim + 2 * model.kv_lora_rank;
+  return (runs + 2) * MemoryMicroseconds(bytes * static_cast<double>(elements));
+}
+
+// Of a key of one head: kv_b_proj and the copies into k and v in each run, its gradients and one
+// copy in the backward.
+double ExpandedProjections(const ModelConfig& model, double bytes, int runs) {
+  const int64_t kv = model.qk_nope_head_dim + model.v_head_dim;
+  const int64_t k_and_v = model.qk_head_dim() + model.v_head_dim;
+  return (runs + 2) * ProductMicroseconds(static_cast<double>(2 * model.kv_lora_rank * kv)) +
+         MemoryMicroseconds(bytes * static_cast<double>(runs * (kv + k_and_v) + 2 * kv));
+}
+
+}  // namespace
+
+AttentionCost SelectedAttentionCostOnGpu(const StageConfig& stage, const ModelConfig& model,
+                                         DType dtype) {
+  const double heads = static_cast<double>(
+      std::max<int64_t>(1, model.num_attention_heads / stage.parallelism.tensor));
+  const double mean_keys = static_cast<double>(stage.data.seq_length + 1) / 2;
   const double selected = std::min(mean_keys, static_cast<double>(model.index_topk));
-  // FLOP over TFLOP/s, times 1e-6, are microseconds.
-  const auto microseconds = [&](double keys, int64_t width, int64_t value_dim,
-                                const AttentionSpeed& speed) {
-    const double pairs = 2 * keys * static_cast<double>(heads);
+  const double bytes = DTypeBytes(dtype);
+  const auto core = [&](double keys, int64_t width, int64_t value_dim, int runs,
+                        const AttentionSpeed& speed) {
+    const double pairs = 2 * keys * heads;
     const double forward = pairs * static_cast<double>(width + value_dim);
     const double backward = pairs * static_cast<double>(3 * width + 2 * value_dim);
-    return 1e-6 * (forward / speed.forward + backward / speed.backward);
+    return 1e-6 * (runs * forward / speed.forward + backward / speed.backward);
   };
-  return {.masked_dense = microseconds(
-              mean_keys, model.qk_head_dim(), model.v_head_dim,
-              MaskedAttentionSpeed(dtype, model.qk_head_dim(), model.v_head_dim, seq_length)),
-          .sparse = microseconds(selected, model.latent_dim(), model.kv_lora_rank,
-                                 SparseAttentionSpeed(dtype, heads, model.latent_dim(),
-                                                      model.kv_lora_rank, model.index_topk))};
+  // How often a step's forward runs: of the masked form again, with o_proj, where all is made
+  // again; of the absorbed one wherever anything is, because o~ is too wide to keep (block.cc).
+  const bool none = stage.recompute == Recompute::kNone, full = stage.recompute == Recompute::kFull;
+  const int masked_runs = full ? 2 : 1, expanded_runs = none ? 1 : 2, sparse_runs = none ? 1 : 2;
+  AttentionCost cost;
+  cost.masked_dense = core(mean_keys, model.qk_head_dim(), model.v_head_dim, masked_runs,
+                           MaskedAttentionSpeed(dtype, model.qk_head_dim(), model.v_head_dim,
+                                                stage.data.seq_length)) +
+                      heads * static_cast<double>(stage.parallelism.context) *
+                          ExpandedProjections(model, bytes, expanded_runs);
+  if (full) {
+    cost.masked_dense +=
+        ProductMicroseconds(2 * heads * static_cast<double>(model.v_head_dim * model.hidden_size));
+  }
+  cost.sparse = core(selected, model.latent_dim(), model.kv_lora_rank, sparse_runs,
+                     SparseAttentionSpeed(dtype, static_cast<int64_t>(heads), model.latent_dim(),
+                                          model.kv_lora_rank, model.index_topk)) +
+                heads * AbsorbedProjections(model, bytes, sparse_runs);
+  return cost;
 }
 
 namespace {
@@ -62,10 +101,7 @@ AttentionForm ChooseForm(const StageConfig& stage, const ModelConfig& model, Dev
                          std::string& why) {
   const bool gpu = device == DeviceKind::kCuda;
   const AttentionCost cost =
-      gpu ? SelectedAttentionCostOnGpu(
-                model, stage.data.seq_length,
-                std::max<int64_t>(1, model.num_attention_heads / stage.parallelism.tensor),
-                ComputeDType(stage.precision, device))
+      gpu ? SelectedAttentionCostOnGpu(stage, model, ComputeDType(stage.precision, device))
           : SelectedAttentionCost(model, stage.data.seq_length);
   const bool sparse_is_cheaper = cost.sparse <= cost.masked_dense;
   const std::string numbers =

@@ -46,9 +46,11 @@ struct AttentionCost {
 };
 // On the CPU multiply-adds of a head, forward: its definitions do as many a second in both forms.
 AttentionCost SelectedAttentionCost(const ModelConfig& model, int64_t seq_length);
-// On GPUs microseconds of `heads` heads, forward and backward, at the kernels' measured speeds
-// (kernels/ops/attention/attention_speed.h).
-AttentionCost SelectedAttentionCostOnGpu(const ModelConfig& model, int64_t seq_length,
-                                         int64_t heads, DType dtype);
+// On GPUs microseconds of a rank's heads, forward and backward, at the kernels' measured speeds
+// (kernels/ops/attention/attention_speed.h): the cores with what the stage recomputes of them, and
+// the projections between heads and latents, which the forms do not share. A rank expands the keys
+// of all ranks along context.
+AttentionCost SelectedAttentionCostOnGpu(const StageConfig& stage, const ModelConfig& model,
+                                         DType dtype);
 
 }  // namespace baleen

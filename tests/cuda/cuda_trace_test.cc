@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
+#include <limits>
 
 #include "absl/strings/match.h"
 #include "kernels/core/cuda_timer.h"
@@ -127,6 +129,17 @@ TEST(CudaTrace, HasNothingFromBeforeAfterOrAnotherTrace) {
   EXPECT_FALSE(absl::StrContains(of_second->front().name, "Swiglu")) << of_second->front().name;
 }
 
+// The shortest of several times of `work`, each behind `before`: whoever shares the GPU lengthens
+// some of them by whole time slices.
+double ShortestSeconds(const std::function<void()>& before, const std::function<void()>& work) {
+  double shortest = std::numeric_limits<double>::infinity();
+  for (int n = 0; n < 10; ++n) {
+    before();
+    shortest = std::min(shortest, CudaSeconds(Gpu(), work));
+  }
+  return shortest;
+}
+
 TEST(CudaTimer, TimesWhatIsEnqueuedAndNothingBefore) {
   const Operands operands;
   const auto norms = [&](int times) {
@@ -135,11 +148,10 @@ TEST(CudaTimer, TimesWhatIsEnqueuedAndNothingBefore) {
     };
   };
   CudaSeconds(Gpu(), norms(1));  // loads the code
-  norms(50)();                   // before: not counted
-  const double one = CudaSeconds(Gpu(), norms(1));
+  const double one = ShortestSeconds(norms(50), norms(1));
   EXPECT_GT(one, 2 * kTensorBytes / kFastest);
   EXPECT_LT(one, 2 * kTensorBytes / kSlowest);
-  const double ten = CudaSeconds(Gpu(), norms(10));
+  const double ten = ShortestSeconds(norms(50), norms(10));
   EXPECT_GT(ten, 6 * one);
   EXPECT_LT(ten, 20 * one);
 }

@@ -126,9 +126,22 @@ TEST(Recipe, ChoosesByMeasuredSpeedOnAGpu) {
   // Both on tensor cores. 2048 and fewer keys: all of them are selected, and the masked form has a
   // third of the work.
   const ModelConfig model;
+  stage.recompute = Recompute::kNone;
   EXPECT_EQ(form_at(model, 2048), AttentionForm::kMaskedDense);
+  EXPECT_EQ(form_at(model, 12288), AttentionForm::kMaskedDense);
+  EXPECT_EQ(form_at(model, 15360), AttentionForm::kSparse);
+  // A selective recompute runs the absorbed core once more, a full one both.
+  stage.recompute = Recompute::kSelective;
+  EXPECT_EQ(form_at(model, 15360), AttentionForm::kMaskedDense);
+  EXPECT_EQ(form_at(model, 20480), AttentionForm::kSparse);
+  stage.recompute = Recompute::kFull;
+  EXPECT_EQ(form_at(model, 12288), AttentionForm::kMaskedDense);
+  EXPECT_EQ(form_at(model, 15360), AttentionForm::kSparse);
+  // Every rank along context expands all keys.
   EXPECT_EQ(form_at(model, 8192), AttentionForm::kMaskedDense);
-  EXPECT_EQ(form_at(model, 16384), AttentionForm::kSparse);
+  stage.parallelism.context = 8;
+  EXPECT_EQ(form_at(model, 8192), AttentionForm::kSparse);
+  stage.parallelism.context = 1;
   // Other widths than 192/128: only the absorbed form is on tensor cores.
   ModelConfig other = model;
   other.v_head_dim = 96;

@@ -14,7 +14,7 @@ struct MeasuredSpeed {
   AttentionSpeed speed;
 };
 constexpr MeasuredSpeed kMasked[] = {
-    {4096, {572, 397}}, {8192, {616, 430}}, {16384, {630, 439}}, {32768, {623, 434}}};
+    {4096, {621, 424}}, {8192, {673, 452}}, {16384, {635, 459}}, {32768, {650, 448}}};
 
 }  // namespace
 
@@ -24,14 +24,14 @@ AttentionSpeed SparseAttentionSpeed(DType dtype, int64_t num_heads, int64_t widt
     return {.forward = 8.3, .backward = 7.3};
   }
   // The kernels work on tiles of 64 heads, one or two, or on 2 or 4 neighbouring queries packed.
-  if (num_heads == 16) return {.forward = 395, .backward = 235};
-  if (num_heads == 32) return {.forward = 445, .backward = 275};
+  if (num_heads == 16) return {.forward = 403, .backward = 236};
+  if (num_heads == 32) return {.forward = 455, .backward = 275};
   if (num_heads <= 64) {
     const double share = static_cast<double>(num_heads) / 64;
-    return {.forward = 640 * share, .backward = 395 * share};
+    return {.forward = 650 * share, .backward = 395 * share};
   }
   const double share = static_cast<double>(num_heads) / 128;
-  return {.forward = 640 * share, .backward = 460 * share};
+  return {.forward = 655 * share, .backward = 470 * share};
 }
 
 AttentionSpeed MaskedAttentionSpeed(DType dtype, int64_t q_dim, int64_t v_dim, int64_t num_keys) {

@@ -1,8 +1,6 @@
 // How fast the two forms of attention over selected keys run on a GPU, for choosing between them:
 // measured on one H100 at 4K to 32K tokens, sparse ones at 32K with ids of a trained indexer (near)
-// (kernels/bench/RESULTS_sparse_attention.md,
-// RESULTS_masked_attention.md, RESULTS_attention.md). Only the ratio counts, so one table serves
-// H100 and H200.
+// (kernels/bench/RESULTS_ops.md). Only the ratio counts, so one table serves H100 and H200.
 #pragma once
 
 #include <cstdint>
@@ -25,5 +23,10 @@ AttentionSpeed SparseAttentionSpeed(DType dtype, int64_t num_heads, int64_t widt
 // MaskedAttention of sequences of num_keys: work is counted over all keys of causal windows, 2 (Q +
 // V) and 2 (3 Q + 2 V).
 AttentionSpeed MaskedAttentionSpeed(DType dtype, int64_t q_dim, int64_t v_dim, int64_t num_keys);
+
+// What surrounds the kernels: a product at the tensor cores' speed, and one, or a copy, that memory
+// bounds (absorbed projections: a head's [nope | latent] rows meet a weight of 128 x 512).
+inline constexpr double kProjectionTflops = 720;
+inline constexpr double kMemoryTerabytesPerSecond = 2.6;
 
 }  // namespace baleen
