@@ -1,6 +1,8 @@
-# A menu: each entry is one line over a script or a preset. PRESET=host|host-asan|cuda|release|bundle, CONFIG=run file.
+# A menu: each entry is one line over a script or a preset. PRESET=host|host-asan|cuda|release|bundle, CONFIG=run file,
+# RANKS=of `make plan`.
 PRESET ?= host
 CONFIG ?= configs/run/tiny.yaml
+RANKS ?= 4
 SOURCES = $(shell git ls-files --cached --others --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 
 .PHONY: help configure build test test-mpi test-gpu bundle format format-check tidy bench plan ci clean
@@ -27,7 +29,7 @@ tidy:          ## clang-tidy over the sources of $(PRESET)
 bench:         ## check and time the CUDA kernels (needs a GPU and nvcc)
 	@bash kernels/bench/run_kernel_benches.sh
 plan:          ## parse CONFIG, check its files, print what each stage would do; trains nothing
-	@bash launch/build.sh $(PRESET) baleen && build/$(PRESET)/trainer/baleen train $(CONFIG) --dry-run
+	@bash launch/build.sh $(PRESET) baleen && bash launch/mpirun.sh -np $(RANKS) build/$(PRESET)/trainer/baleen train $(CONFIG) --dry-run
 ci:            ## everything a change must pass
 	@bash .ci/run
 clean:         ## remove build/

@@ -85,7 +85,25 @@ bool IsGone(std::map<std::string, std::string>& owner) {
   return !owner["process_start"].empty() && fields[19] != owner["process_start"];
 }
 
+// "42 restart 1": a Slurm job and how often it was requeued. It starts again only when it has ended
+// on every node, so an owner that was an earlier start of the same job is gone, on whatever host.
+bool IsEarlierStart(absl::string_view owner_job, absl::string_view job) {
+  const auto id_and_start = [](absl::string_view text) {
+    const std::pair<std::string, std::string> parts =
+        absl::StrSplit(text, absl::MaxSplits(" restart ", 1));
+    int64_t start = 0;
+    if (!absl::SimpleAtoi(parts.second, &start)) start = 0;
+    return std::pair(parts.first, start);
+  };
+  const auto owner = id_and_start(owner_job), mine = id_and_start(job);
+  return !mine.first.empty() && owner.first == mine.first && owner.second < mine.second;
+}
+
 absl::Status Occupied(const std::string& path, std::map<std::string, std::string>& owner) {
+  if (owner["host"].empty() || owner["pid"].empty()) {
+    return EnvironmentError(path, ": found no host and process in it, expected the lock of a run. ",
+                            "If no run works in this directory, remove this file.");
+  }
   return EnvironmentError(path, ": the run directory belongs to another run: host ",
                           EscapeControl(owner["host"]), ", process ", EscapeControl(owner["pid"]),
                           ", job ", EscapeControl(owner["job"]), ", since ",
@@ -123,7 +141,8 @@ absl::StatusOr<FileDescriptor> Prepare(const std::string& path, const std::strin
 enum class Attempt { kOwned, kAgain };
 
 // Links or renames the prepared file into place; kAgain when the lock changed hands meanwhile.
-absl::StatusOr<Attempt> TryPlace(const std::string& prepared, const std::string& path) {
+absl::StatusOr<Attempt> TryPlace(const std::string& prepared, const std::string& path,
+                                 const std::string& job) {
   if (::link(prepared.c_str(), path.c_str()) == 0) return Attempt::kOwned;
   if (errno != EEXIST) return LockError(path, "create");
   FileDescriptor old(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
@@ -142,7 +161,7 @@ absl::StatusOr<Attempt> TryPlace(const std::string& prepared, const std::string&
   }
   // With the old file's flock in hand nobody else can replace it; if somebody just did, look again.
   if (!IsTheFileNamed(old.get(), path)) return Attempt::kAgain;
-  if (!IsGone(owner)) return Occupied(path, owner);
+  if (!IsGone(owner) && !IsEarlierStart(owner["job"], job)) return Occupied(path, owner);
   if (::rename(prepared.c_str(), path.c_str()) != 0) return LockError(path, "replace");
   return Attempt::kOwned;
 }
@@ -157,7 +176,7 @@ absl::StatusOr<RunLock> RunLock::Acquire(const std::string& run_dir, const std::
   absl::Status status =
       EnvironmentError(path, ": the lock changed hands ", kMostAttempts, " times; try again");
   for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
-    const absl::StatusOr<Attempt> result = TryPlace(prepared, path);
+    const absl::StatusOr<Attempt> result = TryPlace(prepared, path, job);
     if (result.ok() && *result == Attempt::kOwned) {
       ::unlink(prepared.c_str());
       return RunLock(path, std::move(file));

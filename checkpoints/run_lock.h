@@ -3,9 +3,10 @@
 //
 // The file appears complete or not at all (written aside, then link(2), which fails where it
 // exists, as O_EXCL does) and its owner holds flock on it. A lock is stale, and taken over, only
-// when its flock is free, its host is this host, and its process is gone (or the id now belongs to
-// a process started later). On another host, where none of that can be known, the message says what
-// to look at and which file to remove.
+// when its flock is free and its process is gone: its host is this host and the process is not
+// there (or the id belongs to one that started later), or it was an earlier start of this Slurm
+// job. On another host, where none of that can be known, the message says what to look at and which
+// file to remove.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@ namespace baleen {
 
 class RunLock {
  public:
-  // `job` is the scheduler's id or empty.
+  // `job` is the scheduler's id or empty, "42 restart 1" where it was requeued.
   static absl::StatusOr<RunLock> Acquire(const std::string& run_dir, const std::string& job);
   RunLock(RunLock&&) noexcept = default;
   RunLock& operator=(RunLock&&) = delete;

@@ -102,7 +102,8 @@ void DescribeMetadata(const StateMetadata& metadata, std::string* text) {
   absl::StrAppendFormat(text, "consumed   %d samples, %d tokens; seed %d\n",
                         metadata.consumed_samples, metadata.consumed_tokens, metadata.seed);
   absl::StrAppendFormat(text, "layout     %s\n", EscapeControl(metadata.layout));
-  absl::StrAppendFormat(text, "config     %s\n", EscapeControl(metadata.config_hash));
+  if (!metadata.config_hash.empty())
+    absl::StrAppendFormat(text, "config     %s\n", EscapeControl(metadata.config_hash));
   for (const FrozenSource& source : metadata.sources) {
     absl::StrAppendFormat(text, "frozen     %d tensors from %s (hash %s)\n", source.tensors.size(),
                           EscapeControl(source.path), EscapeControl(source.hash));

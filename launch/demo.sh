@@ -18,7 +18,10 @@ while (($# > 0)); do
   case $1 in
     -h | --help) print_help "${BASH_SOURCE[0]}" && exit 0 ;;
     --quick) dense_steps=6 warm_steps=4 sparse_steps=4 ;;
-    --dir) dir=${2:?--dir needs a folder} && shift ;;
+    --dir)
+      (($# > 1)) || die $kExitUsage "launch/demo.sh: --dir needs a folder"
+      dir=$2 && shift
+      ;;
     *) die $kExitUsage "launch/demo.sh: unknown word '$1'; see launch/demo.sh --help" ;;
   esac
   shift

@@ -3,12 +3,24 @@
 #include <algorithm>
 #include <cstring>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "kernels/core/context.h"
 
 namespace baleen {
 namespace {
 
 Tensor HostTensor(DType dtype, int64_t count) { return Context::Cpu().Zeros(dtype, {count}); }
+
+// "rank 3: ..." of an Agree before: the outer one would name its own lowest rank in front.
+bool NamesItsRank(absl::string_view message) {
+  constexpr absl::string_view kWord = "rank ";
+  if (!absl::StartsWith(message, kWord)) return false;
+  const size_t colon = message.find(':');
+  const absl::string_view number = message.substr(0, colon).substr(kWord.size());
+  return colon != absl::string_view::npos && !number.empty() &&
+         std::all_of(number.begin(), number.end(), absl::ascii_isdigit);
+}
 
 }  // namespace
 
@@ -64,7 +76,7 @@ absl::Status Agree(Communicator& communicator, const absl::Status& status) {
   const std::string message =
       BroadcastString(communicator, "agree", std::string(status.message()), root);
   return absl::Status(static_cast<absl::StatusCode>(code.data<int32_t>()[0]),
-                      absl::StrCat("rank ", root, ": ", message));
+                      NamesItsRank(message) ? message : absl::StrCat("rank ", root, ": ", message));
 }
 
 }  // namespace baleen

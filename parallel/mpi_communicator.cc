@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "absl/strings/numbers.h"
 #include "kernels/core/check.h"
 #include "kernels/core/owned.h"
 
@@ -209,6 +210,21 @@ std::unique_ptr<Communicator> WrapMpiWorld() {
   return std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, rank, size, "world");
 }
 
+// A launcher that this MPI does not know (another MPI's mpirun, srun without --mpi=pmix) starts
+// processes that each see a world of one and would each train alone.
+absl::Status CheckLauncher(int world_size) {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}) {
+    const char* text = std::getenv(name);
+    int started = 0;
+    if (world_size == 1 && text != nullptr && absl::SimpleAtoi(text, &started) && started > 1) {
+      return EnvironmentError("the launcher started ", started, " processes (", name,
+                              "), but MPI sees one: start with Open MPI's mpirun ",
+                              "(launch/mpirun.sh) or srun --mpi=pmix");
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<MpiRuntime>> MpiRuntime::Start(int* argc, char*** argv) {
   int provided = 0;
   if (MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided) != MPI_SUCCESS ||
@@ -218,6 +234,7 @@ absl::StatusOr<std::unique_ptr<MpiRuntime>> MpiRuntime::Start(int* argc, char***
   }
   std::unique_ptr<MpiRuntime> runtime(new MpiRuntime());
   runtime->world_ = WrapMpiWorld();
+  RETURN_IF_ERROR(CheckLauncher(runtime->world_->size()));
   MPI_Comm host = MPI_COMM_NULL;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, runtime->world_->rank(), MPI_INFO_NULL,
                       &host);

@@ -37,7 +37,7 @@ absl::StatusOr<ParsedArguments> ParsedArguments::Parse(const std::string& comman
         return ConfigError("baleen ", command, ": --", name, " takes no value");
       value = argument.substr(equals + 1);
     } else if (spec->takes_value) {
-      if (i + 1 == arguments.size())
+      if (i + 1 == arguments.size() || absl::StartsWith(arguments[i + 1], "--"))
         return ConfigError("baleen ", command, ": --", name, " needs a value");
       value = arguments[++i];
     }

@@ -145,6 +145,7 @@ absl::Status Eval(const Arguments& arguments, MpiRuntime& mpi) {
   }
   ASSIGN_OR_RETURN(const WeightSource source,
                    WeightSource::Open(config.model, stage_config.dsa, config.run.seed));
+  if (state) RETURN_IF_ERROR(Agree(world, CheckFrozenSources(*state, source)));
   ASSIGN_OR_RETURN(RunDevice device, RunDevice::Start(config.run.device, mpi));
   ASSIGN_OR_RETURN(const auto stage, TrainingStage::Make(config.run, stage_config, source.config(),
                                                          device.world(), device.context()));

@@ -97,6 +97,10 @@ absl::Status InspectCommand(const Arguments& arguments, int*, char***) {
     Print(report.text);
     return Healthy(report.healthy, path);
   }
+  if (!FileExists(path) && !FileExists(path + ".bin") && !FileExists(path + ".idx")) {
+    return DataError(path, ": there is no such file or directory, and no token file ", path,
+                     ".bin with ", path, ".idx");
+  }
   ASSIGN_OR_RETURN(const std::string report,
                    InspectTokens(path, verify ? TokenScan::kAllTokens : TokenScan::kIndexOnly));
   Print(report);

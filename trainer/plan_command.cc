@@ -12,6 +12,8 @@
 namespace baleen {
 namespace {
 
+constexpr int64_t kMostRanks = int64_t{1} << 24;
+
 void Print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
 // The sizes of the run's model. A plan is wanted before the checkpoint is there: then those of
@@ -76,6 +78,9 @@ absl::Status PlanCommand(const Arguments& arguments, int*, char***) {
   std::string note;
   ASSIGN_OR_RETURN(const ModelConfig model, ReadModel(config.model, note));
   ASSIGN_OR_RETURN(int64_t world, parsed.Integer("world", 0, 1));
+  if (world > kMostRanks) {
+    return ConfigError("baleen plan: --world = ", world, ": expected at most ", kMostRanks);
+  }
   if (!parsed.Has("world")) {
     ASSIGN_OR_RETURN(world, SmallestWorld(config, model));
   }

@@ -1,6 +1,7 @@
 #include "trainer/recipe.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "absl/strings/str_format.h"
 #include "kernels/ops/attention/attention_speed.h"
@@ -166,6 +167,11 @@ absl::StatusOr<Recipe> MakeRecipe(const StageConfig& stage, const ModelConfig& m
         "stage '", stage.name, "': attention: sparse with train: indexer is not a recipe; ",
         "the indexer alone learns under dense attention (attention: dense, train: indexer), ",
         "and together with the model under sparse attention (attention: sparse, train: all)");
+  }
+  if (stage.dsa.hadamard && !std::has_single_bit(static_cast<uint64_t>(model.index_head_dim))) {
+    return ConfigError("stage '", stage.name,
+                       "': dsa.hadamard = true needs an index_head_dim that ",
+                       "is a power of two, found ", model.index_head_dim);
   }
   Recipe recipe;
   recipe.options.hadamard = stage.dsa.hadamard;

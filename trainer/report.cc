@@ -68,6 +68,20 @@ std::vector<std::pair<double, std::string>> StageMarks(const RunMetrics& run) {
   return marks;
 }
 
+int64_t FirstStepWithLoss(const RunMetrics& run) {
+  for (const Json& record : run.steps) {
+    if (record.contains("lm_loss")) return record["step"].get<int64_t>();
+  }
+  return 0;
+}
+
+// A run without the warm-up is drawn beside the stage that it is compared with.
+void Shift(RunMetrics& run, int64_t steps) {
+  for (auto* records : {&run.steps, &run.validations}) {
+    for (Json& record : *records) record["step"] = record["step"].get<int64_t>() + steps;
+  }
+}
+
 std::string StageTable(const RunMetrics& run) {
   std::string html =
       "<table><tr><th>stage</th><th>steps</th><th>tokens</th><th>lm loss</th><th>indexer "
@@ -146,7 +160,9 @@ absl::StatusOr<std::string> RunReport(const std::string& run_dir,
                                      Series(run.steps, "mtp_loss", "mtp loss"),
                                      Series(run.validations, "lm_loss", "validation lm loss")};
   for (const std::string& other : compare) {
-    ASSIGN_OR_RETURN(const RunMetrics metrics, ReadMetrics(other));
+    ASSIGN_OR_RETURN(RunMetrics metrics, ReadMetrics(other));
+    const int64_t here = FirstStepWithLoss(run), there = FirstStepWithLoss(metrics);
+    if (here > 0 && there > 0) Shift(metrics, here - there);
     losses.push_back(
         Series(metrics.steps, "lm_loss", absl::StrCat("lm loss of ", Basename(other)), true));
     losses.push_back(Series(metrics.validations, "lm_loss",

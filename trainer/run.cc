@@ -3,6 +3,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <filesystem>
 
 #include "absl/strings/str_format.h"
 #include "checkpoints/run_lock.h"
@@ -37,6 +38,11 @@ void InstallSignal(CheckpointSignal signal) {
   action.sa_handler = OnSignal;
   action.sa_flags = SA_RESTART;
   sigaction(number, &action, nullptr);
+  // A launcher may have started the process with the signal blocked: it would never arrive.
+  sigset_t own;
+  sigemptyset(&own);
+  sigaddset(&own, number);
+  pthread_sigmask(SIG_UNBLOCK, &own, nullptr);
 }
 
 // True on every rank when any rank got the signal: they all stop at the same step.
@@ -45,6 +51,18 @@ bool AnyRankSignalled(Communicator& world) {
   flag.data<int32_t>()[0] = g_signal != 0 ? 1 : 0;
   world.AllReduce("signal", flag, ReduceOp::kMax);
   return flag.data<int32_t>()[0] != 0;
+}
+
+// Where the run file is itself the run directory's run.yaml, the effective values replace it: its
+// text stays beside them.
+absl::Status KeepRunFile(const std::string& run_file, const std::string& effective) {
+  const std::string kept = absl::StrCat(effective, ".given");
+  std::error_code error;
+  if (!std::filesystem::equivalent(run_file, effective, error) || FileExists(kept)) {
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(run_file, int64_t{1} << 20));
+  return WriteFileDurably(kept, text);
 }
 
 class Run {
@@ -171,8 +189,11 @@ absl::Status Run::LockDirectory() {
   if (world_.rank() == 0) {
     status = MakeDirectories(checkpoints_);
     if (status.ok()) {
-      const char* job = std::getenv("SLURM_JOB_ID");
-      auto lock = RunLock::Acquire(config_.run.dir, job == nullptr ? "" : job);
+      const char* id = std::getenv("SLURM_JOB_ID");
+      const char* restart = std::getenv("SLURM_RESTART_COUNT");
+      const std::string job =
+          id == nullptr ? "" : absl::StrCat(id, " restart ", restart == nullptr ? "0" : restart);
+      auto lock = RunLock::Acquire(config_.run.dir, job);
       status = lock.status();
       if (lock.ok()) lock_.emplace(std::move(lock).value());
     }
@@ -184,7 +205,9 @@ absl::Status Run::LockDirectory() {
 absl::Status Run::DescribeRun() {
   absl::Status status;
   if (world_.rank() == 0) {
-    status = WriteFileDurably(JoinPath(config_.run.dir, "run.yaml"), PrintRunConfig(loaded_));
+    const std::string effective = JoinPath(config_.run.dir, "run.yaml");
+    status = KeepRunFile(loaded_.path, effective);
+    if (status.ok()) status = WriteFileDurably(effective, PrintRunConfig(loaded_));
     if (status.ok()) {
       status = WriteFileDurably(JoinPath(config_.run.dir, "environment.json"),
                                 EnvironmentJson(world_.size()));
@@ -212,12 +235,7 @@ absl::Status Run::OpenState() {
                    FindState(checkpoints_, config_.stages[0].checkpoint.resume, world_, log_));
   if (!state_) return absl::OkStatus();
   RETURN_IF_ERROR(CheckIdentity(state_->metadata(), identity_, state_->directory()));
-  RETURN_IF_ERROR(Agree(
-      world_, state_->CheckSources([&](const std::string& path) -> absl::StatusOr<std::string> {
-        const FrozenSource source = source_->AsFrozenSource();
-        if (path != source.path) return DataError(path, " is not the run's model");
-        return source.hash;
-      })));
+  RETURN_IF_ERROR(Agree(world_, CheckFrozenSources(*state_, *source_)));
   position_ = PositionOf(state_->metadata());
   return absl::OkStatus();
 }
@@ -239,6 +257,7 @@ absl::Status Run::Train() {
   log_.Info(SourceSummaryText(*source_));
   if (state_) log_.Info("resuming after step ", position_.step, " from ", state_->directory());
   RETURN_IF_ERROR(Agree(world_, OpenMetrics()));
+  const int64_t first_step = position_.step;
   const auto num_stages = static_cast<int64_t>(config_.stages.size());
   while (position_.stage_index < num_stages) {
     if (position_.stage_step < stage_config().steps) RETURN_IF_ERROR(RunStage());
@@ -248,6 +267,11 @@ absl::Status Run::Train() {
   }
   log_.Info("done: ", position_.step, " steps, ", position_.consumed_tokens,
             " tokens; checkpoints in ", checkpoints_);
+  if (position_.step == first_step) {
+    log_.Info(
+        "nothing was left to train: the state is at the end of the last stage. More steps go ",
+        "to that stage's steps, another run to another run.dir");
+  }
   return absl::OkStatus();
 }
 
@@ -279,9 +303,13 @@ absl::Status Run::RunSteps(TrainingStage& stage) {
     const bool measure = config.metrics.indexer_interval > 0 &&
                          (position_.stage_step == 0 || position_.stage_step + 1 == config.steps ||
                           (position_.stage_step + 1) % config.metrics.indexer_interval == 0);
-    ASSIGN_OR_RETURN(
-        const StepResult result,
-        TrainStep(stage, {position_.stage_step, position_.consumed_samples}, lr, measure));
+    absl::StatusOr<StepResult> step =
+        TrainStep(stage, {position_.stage_step, position_.consumed_samples}, lr, measure);
+    if (!step.ok()) {
+      return Annotate(step.status(),
+                      absl::StrCat("step ", position_.step + 1, " (stage '", config.name, "')"));
+    }
+    const StepResult result = *std::move(step);
     ++position_.step;
     ++position_.stage_step;
     position_.consumed_samples += config.global_batch_size;

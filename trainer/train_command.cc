@@ -34,6 +34,12 @@ absl::Status Train(const Arguments& arguments, MpiRuntime& mpi) {
   if (rest.empty())
     return ConfigError(
         "baleen train: no run file given; usage: baleen train RUN.yaml [key=value ...]");
+  for (const std::string& word : rest) {
+    if (word[0] == '-' && word.find('=') == std::string::npos) {
+      return ConfigError("baleen train: no flag ", word, "; there is: --dry-run; ",
+                         "usage: baleen train RUN.yaml [key=value ...] [--dry-run]");
+    }
+  }
   auto loaded = LoadRunConfig(rest[0], {rest.begin() + 1, rest.end()});
   RETURN_IF_ERROR(Agree(mpi.world(), loaded.status()));
   RETURN_IF_ERROR(CompareRunFiles(*loaded, mpi.world()));

@@ -161,6 +161,16 @@ absl::Status LoadStage(TrainingStage& stage, const WeightSource& source, StateRe
   return with_moments ? LoadMoments(stage, *state) : absl::OkStatus();
 }
 
+absl::Status CheckFrozenSources(const StateReader& state, const WeightSource& source) {
+  const FrozenSource frozen = source.AsFrozenSource();
+  return state.CheckSources([&](const std::string& path) -> absl::StatusOr<std::string> {
+    if (path != frozen.path) {
+      return DataError("the run file's model is ", frozen.path, ", the state was made from ", path);
+    }
+    return frozen.hash;
+  });
+}
+
 std::map<std::string, std::string> IdentityOf(const RunConfig& run, const WeightSource& source) {
   std::map<std::string, std::string> identity;
   identity["run.seed"] = absl::StrCat(run.run.seed);
@@ -192,9 +202,13 @@ absl::Status CheckIdentity(const StateMetadata& state,
   for (const auto& [key, value] : identity) {
     const auto saved = state.extra.find("identity." + key);
     const std::string before = saved == state.extra.end() ? "(absent)" : saved->second;
-    if (before != value)
-      differences.push_back(
-          absl::StrCat("  ", key, ": the state has ", before, ", the run file ", value));
+    if (before == value) continue;
+    const char* of =
+        key == "model sizes"
+            ? " (hash of config.json's with dsa.index_topk, index_n_heads, index_head_dim)"
+            : "";
+    differences.push_back(
+        absl::StrCat("  ", key, of, ": the state has ", before, ", the run file ", value));
   }
   if (differences.empty()) return absl::OkStatus();
   return DataError(directory, ": this training state belongs to another run:\n",

@@ -33,6 +33,9 @@ using ChangedParameters = std::set<std::string>;
 absl::Status LoadStage(TrainingStage& stage, const WeightSource& source, StateReader* state,
                        bool with_moments, ChangedParameters& changed);
 
+// What the state took from a checkpoint must come from `source`: the same path, not changed since.
+absl::Status CheckFrozenSources(const StateReader& state, const WeightSource& source);
+
 // What must be the same in the run file for a state to fit: key -> value. Only learning rates,
 // steps, intervals and layouts may differ between a state and the run that resumes it.
 std::map<std::string, std::string> IdentityOf(const RunConfig& run, const WeightSource& source);

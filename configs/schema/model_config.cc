@@ -85,7 +85,8 @@ absl::Status ModelConfig::Validate(absl::string_view where) const {
           absl::StrCat("num_nextn_predict_layers = ", num_nextn_predict_layers,
                        ": expected 0 or 1 (one MTP module is trained)"));
   require(n_group > 0 && n_routed_experts % std::max<int64_t>(1, n_group) == 0,
-          absl::StrCat("n_group = ", n_group, " does not divide n_routed_experts = ", n_routed_experts));
+          absl::StrCat("n_group = ", n_group,
+                       " does not divide n_routed_experts = ", n_routed_experts));
   require(topk_group <= n_group,
           absl::StrCat("topk_group = ", topk_group, " is more than n_group = ", n_group));
   if (n_group > 0 && n_routed_experts % n_group == 0) {
@@ -101,12 +102,13 @@ absl::Status ModelConfig::Validate(absl::string_view where) const {
   require(index_head_dim >= qk_rope_head_dim,
           absl::StrCat("index_head_dim = ", index_head_dim, " is less than qk_rope_head_dim = ",
                        qk_rope_head_dim, " (the indexer rotates that many of its dimensions)"));
-  require(rms_norm_eps > 0 && rms_norm_eps < 1, absl::StrCat("rms_norm_eps = ", rms_norm_eps));
+  require(rms_norm_eps > 0 && rms_norm_eps < 1,
+          absl::StrCat("rms_norm_eps = ", rms_norm_eps, ": expected above 0 and below 1"));
   require(rope_theta > 1, absl::StrCat("rope_theta = ", rope_theta, ": expected more than 1"));
   require(std::isfinite(routed_scaling_factor), "routed_scaling_factor is not finite");
   if (rope_scaling) {
-    require(rope_scaling->factor >= 1, absl::StrCat("rope_scaling.factor = ", rope_scaling->factor,
-                                                    ": expected 1 or more"));
+    require(rope_scaling->factor >= 1,
+            absl::StrCat("rope_scaling.factor = ", rope_scaling->factor, ": expected 1 or more"));
     require(rope_scaling->original_max_position_embeddings > 0,
             "rope_scaling.original_max_position_embeddings must be positive");
     require(rope_scaling->beta_fast > rope_scaling->beta_slow && rope_scaling->beta_slow > 0,

@@ -101,7 +101,19 @@ TEST(RunLock, OfAnotherHostOrOfALivingProcessIsNotBroken) {
   EXPECT_THAT(RunLock::Acquire(dir.path(), ""), IsOk());
   WriteText(path, "\x1b[2J torn");
   const absl::StatusOr<RunLock> torn = RunLock::Acquire(dir.path(), "");
+  EXPECT_THAT(torn, HasStatus(kEnvironment, "found no host and process in it"));
   EXPECT_THAT(torn, HasStatus(kEnvironment, "remove this file"));
+}
+
+TEST(RunLock, OfAnEarlierStartOfTheSameJobIsTakenOver) {
+  const TemporaryDirectory dir;
+  const std::string path = dir.path() + "/run.lock";
+  const std::string lost = "host lost\npid 1\nprocess_start 5\njob 42 restart 1\nstarted then\n";
+  for (const char* other : {"", "42", "42 restart 1", "43 restart 2"}) {
+    WriteText(path, lost);
+    EXPECT_THAT(RunLock::Acquire(dir.path(), other), HasStatus(kEnvironment, "host lost")) << other;
+  }
+  EXPECT_THAT(RunLock::Acquire(dir.path(), "42 restart 2"), IsOk());
 }
 
 TEST(RunLock, AHundredRacesHaveOneOwnerEach) {

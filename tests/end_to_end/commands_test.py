@@ -57,10 +57,12 @@ class Commands(harness.Case):
                 ([], ["usage: baleen COMMAND"]),
                 (["trian"], ["no command 'trian'", "train"]),
                 (["train"], ["no run file", "baleen train RUN.yaml"]),
-                (["train", "run.yaml", "--fast"], ["--fast"]),
+                (["train", "run.yaml", "--fast"], ["no flag --fast", "--dry-run"]),
+                (["train", "-n", "4", "run.yaml"], ["no flag -n", "--dry-run"]),
                 (["init", "model.yaml", "--into", "x"], ["no flag --into", "--to"]),
                 (["init", "model.yaml"], ["--to DIR is missing"]),
                 (["init", "model.yaml", "--to"], ["--to needs a value"]),
+                (["init", "model.yaml", "--to", "--seed", "3"], ["--to needs a value"]),
                 (["init", "model.yaml", "--to", "x", "--to", "y"], ["--to is given twice"]),
                 (["init", "model.yaml", "--to", "x", "--dtype", "fp4"], ["fp4", "fp8", "bf16"]),
                 (["init", "model.yaml", "--to", "x", "--seed", "minus"], ["--seed", "minus", "whole number"]),
@@ -78,6 +80,7 @@ class Commands(harness.Case):
                 (["plan"], ["baleen plan RUN.yaml"]),
                 (["plan", "run.yaml", "--gpu", "tpu"], ["tpu", "h100, h200 and cpu"]),
                 (["plan", "run.yaml", "--world", "none"], ["--world", "none", "whole number"]),
+                (["plan", "run.yaml", "--world", "2147483648"], ["--world = 2147483648", "at most"]),
         ):
             with self.subTest(" ".join(words)):
                 self.assertExit(run(*words, folder=self.base), 2, *parts)
@@ -176,6 +179,7 @@ class Commands(harness.Case):
         result = succeed("train", "run.yaml", folder=self.base)
         self.assertIn("resuming after step 8", result.err)
         self.assertIn("done: 8 steps", result.err)
+        self.assertIn("nothing was left to train", result.err)
         self.assertEqual(changes(before, tree(self.path("run", "checkpoints"))), [])
         self.assertEqual([record["step"] for record in metrics(self.path("run"))], list(range(1, 9)))
 

@@ -203,6 +203,19 @@ class Resume(harness.Case):
         self.assertEqual(self.resumed_from(self.finish(name)), step)
         self.assert_same_bits(name)
 
+    def test_stopped_by_a_signal_that_the_launcher_had_blocked(self):
+        """A process inherits what its parent blocks; left so, the run would never hear of its end."""
+        name = "blocked"
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        try:
+            running = Background("train", "whole.yaml", f"run.dir={name}", folder=self.base)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.assertTrue(running.wait_until(lambda: self.lines(name) >= 1))
+        os.kill(running.process.pid, signal.SIGUSR1)
+        self.assertExit(running.finish(), 75, "preempted after step")
+        self.assertEqual(self.lines(name), int(states(self.path(name))[-1][5:]))
+
     def test_a_damaged_state_is_set_aside_and_the_one_before_is_taken(self):
         name = "damaged"
         shutil.copytree(self.whole, self.path(name))

@@ -139,7 +139,7 @@ absl::Status Bench(const Arguments& arguments, MpiRuntime& mpi) {
             : BenchSteps(config.run, stage, *model, device, options->request));
     for (BenchResult& result : of_stage) {
       if (first) {
-        std::fputs(("\n" + BenchText(described, result)).c_str(), stdout);
+        std::fputs(absl::StrCat("\n", BenchText(described, result)).c_str(), stdout);
         std::fflush(stdout);
       }
       results.push_back(std::move(result));

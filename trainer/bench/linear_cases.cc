@@ -26,6 +26,7 @@ const char* Name(Pass pass) {
     case Pass::kFirstWeight:
       return "wgrad_first";
   }
+  return "";
 }
 bool OfWeight(Pass pass) { return pass == Pass::kWeight || pass == Pass::kFirstWeight; }
 Accumulate AccumulateOf(Pass pass) {
