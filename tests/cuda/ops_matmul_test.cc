@@ -7,6 +7,7 @@
 
 #include "kernels/core/transfer.h"
 #include "kernels/ops/linear/matmul.h"
+#include "kernels/ops/linear/matmul_choices_cuda.h"
 #include "tests/cuda/operand_pair.h"
 
 namespace baleen {
@@ -176,6 +177,57 @@ TEST(CudaLinear, GivesTheSameBitsTwiceEvenWhereSplittingTheSumPays) {
   const Tensor expected = host.Zeros(DType::kF64, {48, 64});
   LinearBackwardWeight(host, dy.host, x.host, expected);
   EXPECT_LT(ErrorOf(first, expected), ProductTolerance(DType::kBF16, DType::kF32, 20000));
+}
+
+// --- Shapes of the table of measured kernels ----------------------------------------------------
+
+constexpr int64_t kTableRows = 4096;  // as few as the table takes
+
+TEST(CudaLinear, FindsEveryMeasuredKernelInTheLibraryAtHand) {
+  for (const MatmulTableRow& row : kMatmulTable) {
+    ::testing::internal::CaptureStderr();
+    if (row.pass == MatmulPass::kWeight) {
+      const Tensor dy = Gpu().Zeros(DType::kBF16, {kTableRows, row.k});
+      const Tensor x = Gpu().Zeros(DType::kBF16, {kTableRows, row.n});
+      LinearBackwardWeight(Gpu(), dy, x, Gpu().Empty(DType::kF32, {row.k, row.n}),
+                           Accumulate::kOverwrite);
+    } else {
+      const Tensor x = Gpu().Zeros(DType::kBF16, {kTableRows, row.k});
+      const bool forward = row.pass == MatmulPass::kForward;
+      const Tensor weight =
+          Gpu().Zeros(DType::kBF16, forward ? Shape{row.n, row.k} : Shape{row.k, row.n});
+      forward ? Linear(Gpu(), x, weight) : LinearBackwardInput(Gpu(), x, weight);
+    }
+    EXPECT_EQ(::testing::internal::GetCapturedStderr(), "") << row.n << " " << row.k;
+  }
+}
+
+TEST(CudaLinear, HasTheResultsOfFewerRowsFromMeasuredKernels) {
+  const Tensor values = RandomPair(DType::kBF16, {kTableRows * 7168}, 1).gpu;
+  const auto matrix = [&](int64_t rows, int64_t cols) {
+    return values.Rows(0, rows * cols).Reshaped({rows, cols});
+  };
+  const int64_t half = kTableRows / 2, first = half - 300, last = half - 100;
+  // down_proj of a shared expert forward, kv_a_proj's two gradients.
+  const Tensor x = matrix(kTableRows, 2048), down = matrix(7168, 2048);
+  EXPECT_LT(ErrorOf(Linear(Gpu(), x, down).Rows(first, last),
+                    OnHost(Linear(Gpu(), x.Rows(0, half), down).Rows(first, last))),
+            ProductTolerance(DType::kBF16, DType::kBF16, 2048));
+  const Tensor dy = matrix(kTableRows, 576), kv_a = matrix(576, 7168);
+  EXPECT_LT(ErrorOf(LinearBackwardInput(Gpu(), dy, kv_a).Rows(first, last),
+                    OnHost(LinearBackwardInput(Gpu(), dy.Rows(0, half), kv_a).Rows(first, last))),
+            ProductTolerance(DType::kBF16, DType::kBF16, 576));
+  const Tensor wide = matrix(kTableRows, 7168);
+  const Tensor once = Gpu().Zeros(DType::kF32, {576, 7168}),
+               halves = Gpu().Zeros(DType::kF32, {576, 7168});
+  for (const int repeat : {0, 1}) {  // overwrites, then adds
+    const Accumulate accumulate = repeat == 0 ? Accumulate::kOverwrite : Accumulate::kAdd;
+    LinearBackwardWeight(Gpu(), dy, wide, once, accumulate);
+    LinearBackwardWeight(Gpu(), dy.Rows(0, half), wide.Rows(0, half), halves, accumulate);
+    LinearBackwardWeight(Gpu(), dy.Rows(half, kTableRows), wide.Rows(half, kTableRows), halves);
+    EXPECT_LT(ErrorOf(once, OnHost(halves)),
+              ProductTolerance(DType::kBF16, DType::kF32, kTableRows));
+  }
 }
 
 TEST(CudaMatmulDeathTest, RefusesDtypesThatNoKernelTakes) {

@@ -5,9 +5,9 @@
 //
 // A shape's plan (descriptors and the chosen kernel) is made at its first call, about 50 us of host
 // time, and kept for the process. The kernel is the first that cuBLASLt suggests, or for shapes of
-// a measured table another of its suggestions (matmul_choices_cuda.h). The choice is a function of
-// the shape, the strides and the alignment of the pointers up to 16 bytes: no more than that, since
-// how far an allocation happens to be aligned beyond it must not change a run's bits.
+// a measured table (matmul_choices_cuda.h) the configuration named there. The choice is a function
+// of the shape, the strides and the alignment of the pointers up to 16 bytes: no more than that,
+// since how far an allocation happens to be aligned beyond it must not change a run's bits.
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -30,6 +30,17 @@ void CheckBlas(cublasStatus_t status, const char* what) {
   std::fprintf(stderr, "matmul: %s: cuBLASLt says %s\n", what, cublasLtGetStatusString(status));
   std::abort();
 }
+
+static_assert(k128x152.tile == CUBLASLT_MATMUL_TILE_128x152 &&
+              k128x160.tile == CUBLASLT_MATMUL_TILE_128x160 &&
+              k128x176.tile == CUBLASLT_MATMUL_TILE_128x176 &&
+              k128x216.tile == CUBLASLT_MATMUL_TILE_128x216 &&
+              k128x288.tile == CUBLASLT_MATMUL_TILE_128x288 &&
+              k176x128.tile == CUBLASLT_MATMUL_TILE_176x128 &&
+              k192x128.tile == CUBLASLT_MATMUL_TILE_192x128 &&
+              k224x128.tile == CUBLASLT_MATMUL_TILE_224x128 &&
+              k256x112.tile == CUBLASLT_MATMUL_TILE_256x112 &&
+              kMatmulStages == CUBLASLT_MATMUL_STAGES_64xAUTO);
 
 constexpr uint32_t kAlignmentCap = 16;
 
@@ -122,6 +133,13 @@ std::optional<MatmulKernelChoice> WantedKernel(const Problem& problem) {
   const bool sum = problem.c.element == CudaElement::kF32;
   const bool plain = problem.c.element == CudaElement::kBF16;
   if (!bf16 || problem.batch != 1) return std::nullopt;
+  // The table's kernels copy whole tiles, which takes 16-byte rows. A suggestion needs no such
+  // question: it was asked for with the alignment.
+  for (const Stored* matrix : {&problem.a, &problem.b, &problem.c}) {
+    if (matrix->alignment < 16 || matrix->row_stride * ElementBytes(matrix->element) % 16 != 0) {
+      return std::nullopt;
+    }
+  }
   MatmulShape shape = {MatmulPass::kForward, problem.c.rows, problem.c.cols, 0};
   if (plain && !problem.transpose_a) {
     shape.pass = problem.transpose_b ? MatmulPass::kForward : MatmulPass::kInput;
@@ -135,28 +153,37 @@ std::optional<MatmulKernelChoice> WantedKernel(const Problem& problem) {
   return ChooseMatmulKernel(shape);
 }
 
-bool IsKernel(cublasLtMatmulAlgo_t algorithm, const MatmulKernelChoice& wanted) {
-  MatmulKernelChoice own = {};
-  size_t written = 0;
-  CheckBlas(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID,
-                                                 &own.tile, sizeof own.tile, &written),
-            "tile of a kernel");
-  CheckBlas(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID,
-                                                 &own.cluster, sizeof own.cluster, &written),
-            "cluster of a kernel");
-  return own.tile == wanted.tile && own.cluster == wanted.cluster;
+template <typename T>
+bool Configure(cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute,
+               T value) {
+  return cublasLtMatmulAlgoConfigSetAttribute(&algorithm, attribute, &value, sizeof value) ==
+         CUBLAS_STATUS_SUCCESS;
 }
 
-Plan MakePlan(const Problem& problem) {
-  Plan plan;
-  // COMPUTE_32F is plain fp32 for fp32 operands; TF32 would have a name of its own.
-  CheckBlas(cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
-  SetTranspose(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, problem.transpose_b);
-  SetTranspose(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, problem.transpose_a);
-  plan.a = MakeLayout(problem.a, problem.batch);
-  plan.b = MakeLayout(problem.b, problem.batch);
-  plan.c = MakeLayout(problem.c, problem.batch);
+// Nothing where the library in use has no such kernel.
+std::optional<cublasLtMatmulAlgo_t> TableKernel(const Problem& problem, const Plan& plan,
+                                                const MatmulKernelChoice& choice) {
+  const auto handle = static_cast<cublasLtHandle_t>(problem.library->handle);
+  const cudaDataType_t operand = BlasType(problem.a.element), result = BlasType(problem.c.element);
+  cublasLtMatmulAlgo_t algorithm = {};
+  const bool known =
+      cublasLtMatmulAlgoInit(handle, CUBLAS_COMPUTE_32F, CUDA_R_32F, operand, operand, result,
+                             result, kMatmulAlgorithm, &algorithm) == CUBLAS_STATUS_SUCCESS &&
+      Configure(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, choice.tile) &&
+      Configure(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, kMatmulStages) &&
+      Configure(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, choice.cluster) &&
+      Configure(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, choice.custom);
+  if (!known) return std::nullopt;
+  cublasLtMatmulHeuristicResult_t checked = {};
+  const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle, plan.product, plan.b, plan.a,
+                                                        plan.c, plan.c, &algorithm, &checked);
+  const auto workspace = static_cast<size_t>(problem.library->workspace_bytes);
+  if (status != CUBLAS_STATUS_SUCCESS || checked.workspaceSize > workspace) return std::nullopt;
+  return algorithm;
+}
 
+// Suggested by cuBLASLt for the shapes, strides and alignments.
+cublasLtMatmulAlgo_t FirstSuggestion(const Problem& problem, const Plan& plan) {
   cublasLtMatmulPreference_t preference = nullptr;
   CheckBlas(cublasLtMatmulPreferenceCreate(&preference), "preference");
   const size_t workspace = static_cast<size_t>(problem.library->workspace_bytes);
@@ -173,23 +200,40 @@ Plan MakePlan(const Problem& problem) {
   prefer_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, problem.c);
   prefer_alignment(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, problem.c);
 
-  const std::optional<MatmulKernelChoice> wanted = WantedKernel(problem);
-  std::array<cublasLtMatmulHeuristicResult_t, 8> suggested = {};
+  cublasLtMatmulHeuristicResult_t suggested = {};
   int found = 0;
   CheckBlas(cublasLtMatmulAlgoGetHeuristic(static_cast<cublasLtHandle_t>(problem.library->handle),
                                            plan.product, plan.b, plan.a, plan.c, plan.c, preference,
-                                           wanted ? static_cast<int>(suggested.size()) : 1,
-                                           suggested.data(), &found),
+                                           1, &suggested, &found),
             "choice of a kernel");
-  CheckBlas(found > 0 ? suggested[0].state : CUBLAS_STATUS_NOT_SUPPORTED, "choice of a kernel");
+  CheckBlas(found > 0 ? suggested.state : CUBLAS_STATUS_NOT_SUPPORTED, "choice of a kernel");
   CheckBlas(cublasLtMatmulPreferenceDestroy(preference), "preference");
-  plan.algorithm = suggested[0].algo;
-  for (int i = 0; wanted && i < found; ++i) {
-    if (suggested[i].state == CUBLAS_STATUS_SUCCESS && IsKernel(suggested[i].algo, *wanted)) {
-      plan.algorithm = suggested[i].algo;
-      break;
+  return suggested.algo;
+}
+
+Plan MakePlan(const Problem& problem) {
+  Plan plan;
+  // COMPUTE_32F is plain fp32 for fp32 operands; TF32 would have a name of its own.
+  CheckBlas(cublasLtMatmulDescCreate(&plan.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
+  SetTranspose(plan.product, CUBLASLT_MATMUL_DESC_TRANSA, problem.transpose_b);
+  SetTranspose(plan.product, CUBLASLT_MATMUL_DESC_TRANSB, problem.transpose_a);
+  plan.a = MakeLayout(problem.a, problem.batch);
+  plan.b = MakeLayout(problem.b, problem.batch);
+  plan.c = MakeLayout(problem.c, problem.batch);
+
+  if (const std::optional<MatmulKernelChoice> wanted = WantedKernel(problem)) {
+    if (const auto kernel = TableKernel(problem, plan, *wanted)) {
+      plan.algorithm = *kernel;
+      return plan;
     }
+    std::fprintf(
+        stderr,
+        "matmul: cuBLASLt %zu refuses tile %u, cluster %u, option %u for [%lld, %lld]; its "
+        "own first choice runs, which may be slower\n",
+        cublasLtGetVersion(), wanted->tile, unsigned{wanted->cluster}, wanted->custom,
+        static_cast<long long>(problem.c.rows), static_cast<long long>(problem.c.cols));
   }
+  plan.algorithm = FirstSuggestion(problem, plan);
   return plan;
 }
 

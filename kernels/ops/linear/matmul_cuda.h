@@ -1,9 +1,9 @@
 // Internal: the products behind matmul.h on the GPU, by cuBLASLt.
 //
-// Which of cuBLASLt's kernels runs is its heuristic's first answer for the shape, or another of its
-// answers that a compiled table names (matmul_choices_cuda.h), asked once for each shape and kept:
-// never timed, so two runs choose the same. Kernels that add partial sums of a
-// split K in an order that may vary are not asked for: the same call gives the same bits.
+// Which of cuBLASLt's kernels runs is its heuristic's first answer for the shape, or what a
+// compiled table names (matmul_choices_cuda.h), asked once for each shape and kept: never timed, so
+// two runs choose the same. Kernels that add partial sums of a split K in an order that may vary
+// are not asked for: the same call gives the same bits.
 #pragma once
 
 #include <cstdint>

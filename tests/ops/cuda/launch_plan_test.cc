@@ -13,20 +13,34 @@ namespace {
 constexpr int kSharedLimit = 227 * 1024;  // bytes a block of an H100 may have
 constexpr int kSms = 132;
 
+// 0: cuBLASLt's own choice.
+uint32_t MatmulTile(MatmulPass pass, int64_t m, int64_t n, int64_t k) {
+  const auto choice = ChooseMatmulKernel({pass, m, n, k});
+  return choice ? choice->tile : 0;
+}
+
 TEST(ChooseMatmulKernel, NamesOneForMeasuredShapesOnly) {
-  const auto tile = [](MatmulPass pass, int64_t m, int64_t n, int64_t k) {
-    const auto choice = ChooseMatmulKernel({pass, m, n, k});
-    return choice ? choice->tile : 0;
-  };
-  EXPECT_EQ(tile(MatmulPass::kForward, 8192, 32768, 512), 201);
-  EXPECT_EQ(tile(MatmulPass::kForward, 4096, 32768, 512), 201);
-  EXPECT_EQ(tile(MatmulPass::kForward, 4095, 32768, 512), 0) << "few rows were not measured";
-  EXPECT_EQ(tile(MatmulPass::kInput, 8192, 32768, 512), 0) << "another form";
-  EXPECT_EQ(tile(MatmulPass::kInput, 8192, 7168, 576), 29);
+  EXPECT_EQ(MatmulTile(MatmulPass::kForward, 8192, 32768, 512), k128x152.tile);
+  EXPECT_EQ(MatmulTile(MatmulPass::kForward, 4096, 32768, 512), k128x152.tile);
+  EXPECT_EQ(MatmulTile(MatmulPass::kForward, 4095, 32768, 512), 0) << "few rows were not measured";
+  EXPECT_EQ(MatmulTile(MatmulPass::kInput, 8192, 32768, 512), 0) << "another form";
+  EXPECT_EQ(MatmulTile(MatmulPass::kInput, 8192, 7168, 576), k128x152.tile);
   // Rows are what a weight's gradient sums over; its widths are the weight's.
-  EXPECT_EQ(tile(MatmulPass::kWeight, 7168, 16384, 8192), 29);
-  EXPECT_EQ(tile(MatmulPass::kWeight, 7168, 16384, 1024), 0);
-  EXPECT_EQ(tile(MatmulPass::kWeight, 16384, 7168, 8192), 0);
+  EXPECT_EQ(MatmulTile(MatmulPass::kWeight, 7168, 16384, 8192), k128x160.tile);
+  EXPECT_EQ(MatmulTile(MatmulPass::kWeight, 7168, 16384, 1024), 0);
+  EXPECT_EQ(MatmulTile(MatmulPass::kWeight, 16384, 7168, 8192), 0);
+}
+
+TEST(ChooseMatmulKernel, HasOneRowForAShape) {
+  for (const MatmulTableRow& row : kMatmulTable) {
+    for (const MatmulTableRow& other : kMatmulTable) {
+      const bool alike = row.pass == other.pass && row.n == other.n && row.k == other.k;
+      EXPECT_EQ(alike, &row == &other) << row.n << " " << row.k;
+    }
+    const bool weight = row.pass == MatmulPass::kWeight;
+    EXPECT_EQ(MatmulTile(row.pass, weight ? row.k : 8192, row.n, weight ? 8192 : row.k),
+              row.choice.tile);
+  }
 }
 
 TEST(PlanTopkSelect, GivesEachRowABlockAndFitsTheLongestRow) {
