@@ -3,6 +3,11 @@
 // each tensor lies in one shard.
 #include "checkpoints/hf_checkpoint.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <set>
@@ -200,6 +205,30 @@ absl::StatusOr<HfCheckpoint> HfCheckpoint::Open(const std::string& directory) {
   checkpoint.source_hash_ =
       Hash128({reinterpret_cast<const uint8_t*>(identity.data()), identity.size()});
   return checkpoint;
+}
+
+// Read, not mapped: a fault of a mapping brings in the pages around it, megabytes on some file
+// systems.
+absl::StatusOr<std::string> HfCheckpoint::DataHash(size_t shard) const {
+  const MappedFile& file = shards_[shard].file();
+  RETURN_IF_ERROR(file.CheckUnchanged());
+  const FileDescriptor descriptor(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC));
+  if (descriptor.get() < 0) return DataError(file.path(), ": cannot open: ", std::strerror(errno));
+  ::posix_fadvise(descriptor.get(), 0, 0, POSIX_FADV_RANDOM);
+  const auto begin = static_cast<int64_t>(shards_[shard].HeaderBytes().size());
+  const int64_t bytes = std::ssize(file.bytes()) - begin;
+  const int64_t sample = std::min(kDataSampleBytes, bytes);
+  const int64_t count =
+      std::min(kDataSamples, (bytes + kDataSampleBytes - 1) / kDataSampleBytes);  // 0: no data
+  std::vector<uint8_t> samples(count * sample);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t offset = begin + (count == 1 ? 0 : (bytes - sample) * i / (count - 1));
+    if (::pread(descriptor.get(), samples.data() + i * sample, sample, offset) != sample) {
+      return DataError(file.path(), ": cannot read ", sample, " bytes at ", offset,
+                       "; was it replaced while it is open?");
+    }
+  }
+  return Hash128(samples);
 }
 
 absl::Status HfCheckpoint::OpenIndexed(const CheckpointIndex& index, const std::string& where) {

@@ -21,6 +21,10 @@
 
 namespace baleen {
 
+// Of a shard's data DataHash reads this many samples of this size: 256 KiB of several GiB.
+inline constexpr int64_t kDataSamples = 64;
+inline constexpr int64_t kDataSampleBytes = 4096;
+
 // "model-00001-of-00163.safetensors": letters, digits, '.', '_', '-', no leading dot.
 bool IsShardName(absl::string_view name);
 
@@ -83,9 +87,13 @@ class HfCheckpoint {
   // misshapen, not finite.
   absl::StatusOr<std::vector<float>> Scales(absl::string_view name) const;
 
-  // A hash over config.json, the index and all shard headers with their file sizes: the name of
-  // this checkpoint in a training state. It does not read the data.
+  // A hash over config.json, the index and all shard headers with their file sizes. It does not
+  // read the data.
   const std::string& SourceHash() const { return source_hash_; }
+  // A hash of the shard's data at kDataSamples evenly spaced places (of all of it where it is no
+  // longer than they are): other weights of the same shapes have another. DataError when the file
+  // cannot be read.
+  absl::StatusOr<std::string> DataHash(size_t shard) const;
 
   // What is odd about the index but harms nothing (a total_size that is not the sum); empty when
   // nothing is.

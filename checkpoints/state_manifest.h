@@ -24,8 +24,10 @@ inline constexpr char kManifestName[] = "manifest.json";
 // Frozen tensors are not saved: they are read again from the Hugging Face checkpoint they came
 // from.
 struct FrozenSource {
-  std::string path;                  // directory as the run file names it
-  std::string hash;                  // of its index and headers (HfCheckpoint's SourceHash)
+  std::string path;  // directory as the run file names it
+  // What HfCheckpoint says of it: SourceHash '+' a hash of every shard's DataHash. States from
+  // before data were hashed hold the first part alone.
+  std::string hash;
   std::vector<std::string> tensors;  // names that come from it
   bool operator==(const FrozenSource&) const = default;
 };

@@ -38,10 +38,11 @@ absl::Status CheckFreeSpace(const std::string& dir, int64_t bytes_needed) {
   }
   const double free_bytes = static_cast<double>(info.f_bavail) * static_cast<double>(info.f_frsize);
   if (free_bytes >= static_cast<double>(bytes_needed)) return absl::OkStatus();
-  return EnvironmentError(dir, ": a state needs ", bytes_needed, " bytes (",
-                          absl::StrFormat("%.1f", static_cast<double>(bytes_needed) / 1e9),
-                          " GB), free are ", static_cast<int64_t>(free_bytes),
-                          "; make room or lower checkpoint.keep");
+  return EnvironmentError(
+      dir, ": a state needs ", bytes_needed, " bytes (",
+      absl::StrFormat("%.1f", static_cast<double>(bytes_needed) / 1e9), " GB), free are ",
+      static_cast<int64_t>(free_bytes),
+      "; make room, or keep fewer states (checkpoint.keep; 0 keeps all of them)");
 }
 
 std::string HashOf(const Tensor& data) {

@@ -103,6 +103,12 @@ absl::StatusOr<BuildReport> BuildTokens(const BuildOptions& options) {
   }
   if (options.prefix.empty())
     return ConfigError("data build: --to: expected the prefix of the files to write");
+  for (const char* suffix : {".bin", ".idx", ".json"}) {
+    if (!FileExists(options.prefix + suffix)) continue;
+    return ConfigError("data build: ", options.prefix, suffix, " exists; nothing is overwritten, ",
+                       "since a run that goes on would read other samples: remove ", options.prefix,
+                       ".{bin,idx,json}, or name another prefix with --to");
+  }
   ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::Open(options.tokenizer));
   if (options.append_eod && tokenizer.info().eos_id < 0) {
     return ConfigError(

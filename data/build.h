@@ -32,8 +32,8 @@ struct BuildReport {
 };
 
 // ConfigError: no input, or append_eod with a tokenizer whose eos token is not known. DataError: as
-// ForEachDocument, and when no document is found. An existing set of the same prefix is replaced
-// only when all of it was written.
+// ForEachDocument, and when no document is found. A set that exists is not replaced (ConfigError):
+// a run may be reading it.
 absl::StatusOr<BuildReport> BuildTokens(const BuildOptions& options);
 
 // A few lines for the terminal.

@@ -17,6 +17,9 @@ absl::Status CheckOptions(const LoaderOptions& options) {
     return ConfigError("data.seq_length: found ", options.seq_length, ", expected 1 to ",
                        kMaxRows - 1);
   }
+  if (options.first_sample < 0) {
+    return ConfigError("data.first_sample: found ", options.first_sample, ", expected 0 or more");
+  }
   if (options.vocab_size < 1) {
     return ConfigError("data: vocabulary of the model: found ", options.vocab_size,
                        ", expected 1 or more");
@@ -113,7 +116,7 @@ absl::StatusOr<Loader> Loader::Open(LoaderOptions options) {
 }
 
 absl::StatusOr<Sample> Loader::ReadSample(int64_t sample) {
-  const Blend::Pick pick = blend_.At(sample);
+  const Blend::Pick pick = blend_.At(options_.first_sample + sample);
   return datasets_[pick.source_idx].ReadSample(pick.sample, options_.vocab_size);
 }
 

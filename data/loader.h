@@ -49,6 +49,7 @@ struct LoaderOptions {
   int64_t vocab_size = 0;
   bool document_mask = false;
   SampleOrder order = SampleOrder::kShuffled;  // kFileOrder for validation
+  int64_t first_sample = 0;                    // of the blend: sample 0 of the run
 };
 
 // What a source contributes, for the banner and the plan.

@@ -67,6 +67,25 @@ absl::Status TokenSource::CopyTokens(int64_t begin, absl::Span<int32_t> out) con
   return std::visit([&](const auto& tokens) { return tokens.CopyTokens(begin, out); }, tokens_);
 }
 
+absl::StatusOr<std::string> TokenSource::Contents() const {
+  constexpr int64_t kPlaces = 64, kTokens = 1024;  // of all tokens where there are fewer
+  RETURN_IF_ERROR(CheckUnchanged());
+  const int64_t length = std::min(kTokens, num_tokens());
+  const int64_t places = std::min(kPlaces, (num_tokens() + kTokens - 1) / kTokens);
+  std::vector<int32_t> tokens(places * length);
+  for (int64_t i = 0; i < places; ++i) {
+    const int64_t begin = places == 1 ? 0 : (num_tokens() - length) * i / (places - 1);
+    RETURN_IF_ERROR(CopyTokens(begin, absl::MakeSpan(tokens).subspan(i * length, length)));
+  }
+  std::string samples =
+      Hash128({reinterpret_cast<const uint8_t*>(tokens.data()), tokens.size() * sizeof(int32_t)});
+  for (int64_t i = 0; i < kPlaces; ++i) {
+    absl::StrAppend(&samples, " ", document_begin(num_documents() * i / kPlaces));
+  }
+  return absl::StrCat(num_documents(), " documents, ", num_tokens(), " tokens, samples ",
+                      Hash128({reinterpret_cast<const uint8_t*>(samples.data()), samples.size()}));
+}
+
 absl::Status TokenSource::CheckUnchanged() const {
   return std::visit([](const auto& tokens) { return tokens.CheckUnchanged(); }, tokens_);
 }

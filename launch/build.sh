@@ -28,10 +28,12 @@ configure() {
   fi
 }
 
-# Of ninja's progress one line in ten per cent; all of its errors and warnings.
+# Of ninja's progress one line in ten per cent; all of its errors and warnings. What ptxas says of a kernel that is
+# right is neither (C7519: it put a warpgroup's arrival where it belongs).
 condense() {
   awk '
     /^ninja: (no work to do|Entering directory)/ || /Re-checking globbed directories/ { next }
+    /^ptxas info .*C7519/ { next }
     /^\[[0-9]+\/[0-9]+\] / {
       split(substr($1, 2, length($1) - 2), count, "/")
       tenth = int(10 * count[1] / count[2])
@@ -49,6 +51,9 @@ stamp=$build/configured
 if [[ ! -f $build/build.ninja || $root/CMakePresets.json -nt $stamp ]]; then
   configure
   touch "$stamp"
+fi
+if [[ ! -f $build/.ninja_log ]]; then
+  say "a first build takes some minutes (on two cores 8, where nvcc is); a line is printed every tenth"
 fi
 command=(ninja -C "$build" -j "${JOBS:-$(num_jobs)}" ${targets[@]+"${targets[@]}"})
 if ! NINJA_STATUS='[%f/%t] ' "${command[@]}" 2>&1 | condense; then

@@ -69,9 +69,9 @@ run train configs/run/tiny.yaml "run.dir=$dir/sparse" "model.checkpoint=$dir/tin
 "$baleen" export "$dir/sparse" --to "$dir/tiny-v32" --dtype fp8
 "$baleen" inspect "$dir/tiny-v32" >"$dir/tiny-v32.txt"
 
-part "the control: the same steps of dense training"
+part "the control: dense training on the same batches"
 run train configs/run/tiny_control.yaml "run.dir=$dir/control" "model.checkpoint=$dir/tiny-v31" "${data[@]}" \
-  "stages.0.steps=$sparse_steps"
+  "stages.0.steps=$sparse_steps" "data.first_sample=$((warm_steps * 4))" # a warm-up step takes 4 samples
 
 part "what the indexer is worth at the hand-over"
 handover=$(printf '%s/sparse/checkpoints/step-%08d' "$dir" "$warm_steps")

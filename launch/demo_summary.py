@@ -34,7 +34,7 @@ def main(folder):
         ("hand-over: loss a random selection adds", f"{added['random']:+.4f}"),
         ("hand-over: loss the last keys add", f"{added['last']:+.4f}"),
         ("sparse validation loss after", f"{sparse_end:.4f}"),
-        ("dense control after the same steps", f"{control:.4f}   (sparse is {100 * (sparse_end / control - 1):+.2f} %)"),
+        ("dense control after the same batches", f"{control:.4f}   (sparse is {100 * (sparse_end / control - 1):+.2f} %)"),
         ("V3.2 checkpoint", os.path.join(folder, "tiny-v32")),
         ("report", os.path.join(sparse_run, "report.html")),
     ]

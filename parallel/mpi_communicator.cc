@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "kernels/core/check.h"
 #include "kernels/core/owned.h"
@@ -202,6 +203,13 @@ class MpiCommunicator : public Communicator {
 };
 
 }  // namespace
+
+std::string MpiLibraryVersion() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  if (MPI_Get_library_version(text, &length) != MPI_SUCCESS) return "";
+  return std::string(absl::StripAsciiWhitespace(text));  // to its NUL, which some count in length
+}
 
 std::unique_ptr<Communicator> WrapMpiWorld() {
   int rank = 0, size = 1;

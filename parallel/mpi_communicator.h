@@ -27,6 +27,9 @@ class MpiRuntime {
   int local_size_ = 1;
 };
 
+// What the MPI library calls itself, version first: "Open MPI v4.1.4, package: ...".
+std::string MpiLibraryVersion();
+
 // MPI's world as a Communicator, where somebody else runs MPI_Init (tests).
 std::unique_ptr<Communicator> WrapMpiWorld();
 

@@ -42,6 +42,12 @@ absl::Status LoadNccl() {
   return absl::OkStatus();
 }
 
+std::string NcclVersion() {
+  int version = 0;
+  if (!Open().ok() || ncclGetVersion(&version) != ncclSuccess) return "";
+  return absl::StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
 }  // namespace baleen
 
 using baleen::Target;

@@ -1,9 +1,6 @@
 #include "trainer/banner.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 
 #include "absl/strings/str_format.h"
@@ -15,10 +12,8 @@
 #include "kernels/ops/indexer/indexer_loss.h"
 #include "kernels/ops/indexer/indexer_scores.h"
 #include "kernels/ops/indexer/topk_select.h"
-#include "nlohmann/json.hpp"
 #include "trainer/flops.h"
 #include "trainer/model/linear.h"
-#include "trainer/version.h"
 
 namespace baleen {
 namespace {
@@ -192,9 +187,12 @@ std::string StageBanner(TrainingStage& stage) {
                     source.num_tokens, " tokens, ", absl::StrFormat("%.1f%%", 100 * source.share),
                     "\n");
   }
-  absl::StrAppend(&text, "kernels   attention ", recipe.kernel, "; indexer ",
-                  IndexerPrecisionText(stage), recipe.options.hadamard ? " with Hadamard" : "",
-                  "\n");
+  absl::StrAppend(&text, "kernels   attention ", recipe.kernel);
+  if (recipe.use_indexer) {
+    absl::StrAppend(&text, "; indexer ", IndexerPrecisionText(stage),
+                    recipe.options.hadamard ? " with Hadamard" : "");
+  }
+  text += "\n";
   if (stage.context().device().kind == DeviceKind::kCuda) {
     absl::StrAppend(&text, "          ", CudaKernelText(stage), "\n");
   }
@@ -206,25 +204,6 @@ std::string StageBanner(TrainingStage& stage) {
   absl::StrAppend(&text, absl::StrFormat(" before activations\nwork      %.3g model FLOPs a token",
                                          flops.total));
   return text;
-}
-
-std::string EnvironmentJson(int world_size) {
-  nlohmann::json json;
-  json["baleen"] = kVersion;
-  json["compiler"] = __VERSION__;
-  json["world_size"] = world_size;
-  char host[256] = "";
-  ::gethostname(host, sizeof(host) - 1);
-  json["host"] = host;
-  json["pid"] = ::getpid();
-  // Only what explains a run: a whole environment may hold secrets.
-  for (const char* name :
-       {"SLURM_JOB_ID", "SLURM_NNODES", "SLURM_RESTART_COUNT", "OMPI_COMM_WORLD_SIZE",
-        "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_NVLS_ENABLE"}) {
-    const char* value = std::getenv(name);
-    if (value != nullptr) json["variables"][name] = value;
-  }
-  return json.dump(2) + "\n";
 }
 
 StepRecord MakeStepRecord(TrainingStage& stage, const RunPosition& position,
@@ -254,7 +233,7 @@ StepRecord MakeStepRecord(TrainingStage& stage, const RunPosition& position,
   record.memory_peak_bytes = memory_peak_bytes;
   record.expert_load_max_over_mean = result.expert_load_max_over_mean;
   record.expert_load_min = result.expert_load_min;
-  record.expert_load = result.expert_load;
+  if (result.measured) record.expert_load = result.expert_load;
   record.topk_mass = result.topk_mass;
   record.topk_mass_of_best = result.topk_mass_of_best;
   record.recall_at_k = result.recall_at_k;

@@ -15,9 +15,6 @@ std::string SourceSummaryText(const WeightSource& source);
 // Grid, kernel per op, bytes of this rank by use, tokens per step, losses of the stage.
 std::string StageBanner(TrainingStage& stage);
 
-// Versions, host, command line, selected variables (never the whole environment).
-std::string EnvironmentJson(int world_size);
-
 StepRecord MakeStepRecord(TrainingStage& stage, const RunPosition& position,
                           const StepResult& result, double lr, double seconds,
                           int64_t memory_peak_bytes);

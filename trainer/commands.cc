@@ -72,7 +72,7 @@ const char kDataHelp[] = R"(  baleen data build docs/*.txt --to data/tiny --toke
 
 Tokenises text files, directories and .jsonl into Megatron's PREFIX.bin and PREFIX.idx.
 
-  --to PREFIX          of .bin, .idx and .json
+  --to PREFIX          of .bin, .idx and .json, none of which may exist
   --tokenizer T        'bytes' (id = byte + 2, bos 0, eos 1) or a Hugging Face tokenizer.json (needs Python's tokenizers)
   --append-eod         end each document with the tokenizer's eos
   --document-per X     file (default) or directory

@@ -1,5 +1,6 @@
 // baleen eval: what a checkpoint's selection of keys costs against dense attention, and against
 // selections that know nothing.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -117,6 +118,23 @@ absl::StatusOr<std::vector<NamedResult>> EvaluateAll(TrainingStage& stage, int64
   return results;
 }
 
+// The table looks the same for an indexer that nobody has trained.
+void WarnOfRandomWeights(const WeightSource& source, const StateReader* state, const Log& log) {
+  const std::string path = source.AsFrozenSource().path;
+  if (source.checkpoint() == nullptr && state == nullptr) {
+    log.Warning(path, ": all weights are random, from run.seed; --checkpoint PATH takes others");
+  }
+  const std::vector<std::string>& drawn = source.accounting().initialised;
+  const auto random = std::count_if(drawn.begin(), drawn.end(), [&](const std::string& name) {
+    return state == nullptr || state->manifest().Find(name) == nullptr;
+  });
+  if (random > 0) {
+    log.Warning(path, ": ", random, " indexer tensors are neither in the checkpoint nor in a ",
+                "training state: they are random, and what is said of 'sparse' and of the ",
+                "indexer is said of an untrained one");
+  }
+}
+
 absl::Status Eval(const Arguments& arguments, MpiRuntime& mpi) {
   ASSIGN_OR_RETURN(
       const ParsedArguments parsed,
@@ -143,9 +161,13 @@ absl::Status Eval(const Arguments& arguments, MpiRuntime& mpi) {
   if (stage_config.data.validation.empty()) {
     return ConfigError(words[0], ": data.validation is empty: there is nothing to evaluate on");
   }
-  ASSIGN_OR_RETURN(const WeightSource source,
+  ASSIGN_OR_RETURN(WeightSource source,
                    WeightSource::Open(config.model, stage_config.dsa, config.run.seed));
-  if (state) RETURN_IF_ERROR(Agree(world, CheckFrozenSources(*state, source)));
+  if (state) {
+    RETURN_IF_ERROR(source.HashData(world));
+    RETURN_IF_ERROR(CheckFrozenSources(*state, source, world));
+  }
+  if (world.rank() == 0) WarnOfRandomWeights(source, state ? &*state : nullptr, Log());
   ASSIGN_OR_RETURN(RunDevice device, RunDevice::Start(config.run.device, mpi));
   ASSIGN_OR_RETURN(const auto stage, TrainingStage::Make(config.run, stage_config, source.config(),
                                                          device.world(), device.context()));

@@ -1,6 +1,7 @@
 // baleen export: from a run's training state (or a Hugging Face checkpoint) to a Hugging Face
 // checkpoint, the work shared by the ranks of the job. Each phase that can fail ends in Agree.
 #include <cstdio>
+#include <filesystem>
 
 #include "checkpoints/state_reader.h"
 #include "configs/schema/run_file.h"
@@ -32,6 +33,7 @@ struct ModelOrigin {
   ModelSection model;
   DsaConfig dsa;
   int64_t seed = 0;
+  std::string said_by;  // for messages: where a path of the model comes from; empty: the command
 };
 
 struct ExportInput {
@@ -94,7 +96,13 @@ absl::StatusOr<ModelOrigin> ReadOrigin(const CheckpointPath& path, const std::st
     return ConfigError("baleen export: ", path.path,
                        " lies in no run directory; give the run with --run DIR");
   }
-  ASSIGN_OR_RETURN(const LoadedRun run, LoadRunConfig(JoinPath(run_dir, "run.yaml")));
+  const std::string file = JoinPath(run_dir, "run.yaml");
+  ASSIGN_OR_RETURN(const LoadedRun run, LoadRunConfig(file));
+  std::error_code error;
+  origin.said_by = absl::StrCat(
+      "the model of ", file, ", as seen from ", std::filesystem::current_path(error).string(),
+      " (paths are relative to where the run was started: start the export there, and ",
+      "where the model has moved leave a symbolic link)");
   origin.model = run.config.model;
   origin.dsa = run.config.stages[0].dsa;
   origin.seed = run.config.run.seed;
@@ -102,12 +110,9 @@ absl::StatusOr<ModelOrigin> ReadOrigin(const CheckpointPath& path, const std::st
 }
 
 // The state must have been trained from this source: hash for what was frozen, shapes for the rest.
-absl::Status CheckStateFits(const StateReader& state, const WeightSource& source) {
-  const FrozenSource frozen = source.AsFrozenSource();
-  RETURN_IF_ERROR(state.CheckSources([&](const std::string& p) -> absl::StatusOr<std::string> {
-    if (p != frozen.path) return DataError(p, " is not the run's model");
-    return frozen.hash;
-  }));
+absl::Status CheckStateFits(const StateReader& state, WeightSource& source, Communicator& world) {
+  RETURN_IF_ERROR(source.HashData(world));
+  RETURN_IF_ERROR(CheckFrozenSources(state, source, world));
   for (const CatalogEntry& entry : TensorCatalog(source.config(), {.with_indexer = true})) {
     const TensorRecord* record = state.manifest().Find(entry.name);
     if (record != nullptr && record->shape != entry.shape) {
@@ -131,9 +136,10 @@ absl::StatusOr<ExportInput> OpenInput(const ExportOptions& options, const Checkp
   }
   absl::StatusOr<WeightSource> source =
       WeightSource::Open(origin->model, origin->dsa, origin->seed);
-  absl::Status status = source.status();
-  if (status.ok() && input.state) status = CheckStateFits(*input.state, *source);
-  RETURN_IF_ERROR(Agree(world, status));
+  RETURN_IF_ERROR(Agree(world, origin->said_by.empty()
+                                   ? source.status()
+                                   : Annotate(source.status(), origin->said_by)));
+  if (input.state) RETURN_IF_ERROR(CheckStateFits(*input.state, *source, world));
   input.source.emplace(*std::move(source));
   return input;
 }

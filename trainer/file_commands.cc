@@ -1,6 +1,8 @@
 // The commands that read and write files in one process: inspect, data, config.
+#include <algorithm>
 #include <cstdio>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_split.h"
 #include "checkpoints/inspect_hf.h"
 #include "checkpoints/state_inspect.h"
@@ -37,12 +39,15 @@ absl::Status InspectRun(const std::string& path, StateDepth depth) {
   std::string text = absl::StrCat("run directory ", path, "\n");
   const std::string metrics = JoinPath(path, "metrics.jsonl");
   if (FileExists(metrics)) {
-    ASSIGN_OR_RETURN(const std::string lines, ReadFile(metrics, int64_t{1} << 32));
-    const std::vector<std::string> all = absl::StrSplit(lines, '\n', absl::SkipEmpty());
-    absl::StrAppend(
-        &text, "metrics.jsonl: ", all.size(), " records",
-        all.empty() ? std::string() : absl::StrCat("; the last: ", all.back().substr(0, 600)),
-        "\n");
+    ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(metrics));
+    const absl::string_view lines = absl::StripTrailingAsciiWhitespace(
+        {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
+    const auto records = lines.empty() ? 0 : std::count(lines.begin(), lines.end(), '\n') + 1;
+    absl::StrAppend(&text, "metrics.jsonl: ", records, " records");
+    if (records > 0) {
+      absl::StrAppend(&text, "; the last: ", lines.substr(lines.rfind('\n') + 1).substr(0, 600));
+    }
+    text += "\n";
   }
   Print(text);
   const std::string checkpoints = JoinPath(path, "checkpoints");

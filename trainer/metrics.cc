@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <deque>
 
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
 #include "kernels/core/file.h"
 #include "nlohmann/json.hpp"
 
@@ -24,6 +24,16 @@ void Put(Json& json, const char* key, const std::optional<double>& value) {
 
 void Put(Json& json, const char* key, const std::vector<double>& values) {
   if (!values.empty()) json[key] = values;
+}
+
+// Three digits behind the point: what a heat map shows, in a third of the bytes.
+Json InThousandths(const std::vector<std::vector<double>>& rows) {
+  Json json = Json::array();
+  for (const std::vector<double>& row : rows) {
+    Json& values = json.emplace_back(Json::array());
+    for (const double value : row) values.push_back(std::round(value * 1000) / 1000);
+  }
+  return json;
 }
 
 class JsonlSink : public MetricsSink {
@@ -54,6 +64,44 @@ class JsonlSink : public MetricsSink {
   Log log_;
   bool complained_ = false;
 };
+
+// The step of one line's record; nothing where the line is none.
+std::optional<int64_t> StepOf(absl::string_view line) {
+  const Json json = Json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer())
+    return std::nullopt;
+  return json["step"].get<int64_t>();
+}
+
+// The bytes of metrics.jsonl up to its last whole record of `last_step` or before. Records are in
+// the order of steps: seen from the end, all that a resumed run does again comes first, and no more
+// than that is read.
+size_t BytesUpTo(absl::string_view text, int64_t last_step) {
+  if (last_step <= 0) return 0;
+  size_t end = text.rfind('\n') + 1;  // 0 where there is no whole line
+  while (end > 0) {
+    const size_t before = end >= 2 ? text.rfind('\n', end - 2) : absl::string_view::npos;
+    const size_t begin = before == absl::string_view::npos ? 0 : before + 1;
+    const std::optional<int64_t> step = StepOf(text.substr(begin, end - 1 - begin));
+    if (step && *step <= last_step) return end;
+    end = begin;
+  }
+  return 0;
+}
+
+// In place and durably: the records of days are not written again for the last few.
+absl::Status CutRecords(const std::string& path, int file, int64_t resume_step) {
+  ASSIGN_OR_RETURN(const MappedFile mapped, MappedFile::Open(path));
+  const absl::Span<const uint8_t> bytes = mapped.bytes();
+  const size_t kept =
+      BytesUpTo({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, resume_step);
+  if (kept == bytes.size()) return absl::OkStatus();
+  if (::ftruncate(file, static_cast<off_t>(kept)) != 0 || ::fsync(file) != 0) {
+    return EnvironmentError(path, ": cannot cut to the ", kept, " bytes up to step ", resume_step,
+                            ": ", std::strerror(errno));
+  }
+  return absl::OkStatus();
+}
 
 // "2h05m", "3m20s", "41s".
 std::string Duration(double seconds) {
@@ -156,7 +204,7 @@ std::string ToJson(const StepRecord& r) {
   json["memory_peak_bytes"] = r.memory_peak_bytes;
   Put(json, "expert_load_max_over_mean", r.expert_load_max_over_mean);
   Put(json, "expert_load_min", r.expert_load_min);
-  if (!r.expert_load.empty()) json["expert_load"] = r.expert_load;
+  if (!r.expert_load.empty()) json["expert_load"] = InThousandths(r.expert_load);
   Put(json, "topk_mass", r.topk_mass);
   Put(json, "topk_mass_of_best", r.topk_mass_of_best);
   Put(json, "recall_at_k", r.recall_at_k);
@@ -184,20 +232,10 @@ std::string ToJson(const ValidationRecord& r) {
 
 absl::StatusOr<std::unique_ptr<MetricsSink>> OpenJsonlSink(const std::string& path,
                                                            int64_t resume_step, const Log& log) {
-  // Records of steps that the resumed run does again are cut; so is a torn last line.
-  std::string kept;
-  if (FileExists(path)) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(path, int64_t{1} << 34));
-    for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
-      const Json json = Json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
-      if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer())
-        continue;
-      if (json["step"].get<int64_t>() <= resume_step) absl::StrAppend(&kept, line, "\n");
-    }
-  }
-  RETURN_IF_ERROR(WriteFileDurably(path, kept));
+  if (!FileExists(path)) RETURN_IF_ERROR(WriteFileDurably(path, ""));
   FileDescriptor file(::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC));
   if (!file) return EnvironmentError(path, ": cannot open for writing: ", std::strerror(errno));
+  RETURN_IF_ERROR(CutRecords(path, file.get(), resume_step));
   return std::make_unique<JsonlSink>(std::move(file), path, log);
 }
 

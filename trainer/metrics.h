@@ -33,7 +33,9 @@ struct StepRecord {
   double model_tflops = 0;        // model FLOPs of the step / step_seconds / 1e12, all ranks
   int64_t memory_peak_bytes = 0;  // largest rank's pool peak
   std::optional<double> expert_load_max_over_mean, expert_load_min;
-  std::vector<std::vector<double>> expert_load;  // per MoE layer, share over mean of each expert
+  // Per MoE layer the share over the mean of each expert: in measured steps only, in thousandths.
+  // In each step a large model would fill a disk with it.
+  std::vector<std::vector<double>> expert_load;
   std::optional<double> topk_mass, topk_mass_of_best, recall_at_k, topk_ties;
   std::optional<std::string> selection_hash;  // of all selected keys; the same on every layout
   std::vector<double> indexer_kl_per_layer, topk_mass_per_layer, topk_mass_of_best_per_layer,
@@ -62,7 +64,8 @@ class MetricsSink {
 };
 
 // metrics.jsonl of a run directory. Opening it for a run that resumes after `resume_step` cuts what
-// was recorded later. Write errors (a full disk) are logged once and never stop a run.
+// was recorded later, and a torn last line, off its end. Write errors (a full disk) are logged once
+// and never stop a run.
 absl::StatusOr<std::unique_ptr<MetricsSink>> OpenJsonlSink(const std::string& path,
                                                            int64_t resume_step, const Log& log);
 // tensorboard/events.out.tfevents.*; a resumed run opens a new file.

@@ -163,11 +163,22 @@ namespace {
 struct Candidate {
   ParallelismConfig parallelism;
   Recompute recompute{};
-  double distance = 0;  // doublings of axes; a change of recompute counts half of one
+  double distance = 0;  // doublings of axes; a change of recompute or schedule counts half of one
 };
 
 double Doublings(int64_t a, int64_t b) {
   return std::abs(std::log2(static_cast<double>(a) / static_cast<double>(b)));
+}
+
+// The asked schedule, and 1f1b, which holds the fewest microbatches at once.
+std::vector<ParallelismConfig> Schedules(const ParallelismConfig& asked) {
+  std::vector<ParallelismConfig> schedules = {asked};
+  if (asked.schedule == ScheduleName::k1F1B) return schedules;
+  ParallelismConfig& other = schedules.emplace_back(asked);
+  other.schedule = ScheduleName::k1F1B;
+  if (asked.virtual_stages) other.virtual_stages = 1;
+  if (asked.parts_per_rank() != other.parts_per_rank()) other.layer_split.clear();
+  return schedules;
 }
 
 std::vector<Candidate> Candidates(const PlanRequest& request) {
@@ -182,19 +193,20 @@ std::vector<Candidate> Candidates(const PlanRequest& request) {
         for (const int64_t context : sizes) {
           for (const int64_t expert : sizes) {
             if (request.world_size % (tensor * pipeline * context) != 0) continue;
-            Candidate candidate;
-            candidate.parallelism = asked;
-            candidate.parallelism.tensor = tensor;
-            candidate.parallelism.pipeline = pipeline;
-            candidate.parallelism.context = context;
-            candidate.parallelism.expert = expert;
-            if (pipeline != asked.pipeline) candidate.parallelism.layer_split.clear();
-            candidate.recompute = recompute;
-            candidate.distance =
-                Doublings(tensor, asked.tensor) + Doublings(pipeline, asked.pipeline) +
-                Doublings(context, asked.context) + Doublings(expert, asked.expert) +
-                (recompute == request.stage.recompute ? 0 : 0.5);
-            if (candidate.distance > 0) candidates.push_back(std::move(candidate));
+            const double axes = Doublings(tensor, asked.tensor) +
+                                Doublings(pipeline, asked.pipeline) +
+                                Doublings(context, asked.context) + Doublings(expert, asked.expert);
+            for (const ParallelismConfig& schedule : Schedules(asked)) {
+              Candidate candidate{.parallelism = schedule, .recompute = recompute};
+              candidate.parallelism.tensor = tensor;
+              candidate.parallelism.pipeline = pipeline;
+              candidate.parallelism.context = context;
+              candidate.parallelism.expert = expert;
+              if (pipeline != asked.pipeline) candidate.parallelism.layer_split.clear();
+              candidate.distance = axes + (recompute == request.stage.recompute ? 0 : 0.5) +
+                                   (schedule.schedule == asked.schedule ? 0 : 0.5);
+              if (candidate.distance > 0) candidates.push_back(std::move(candidate));
+            }
           }
         }
       }
@@ -214,6 +226,15 @@ std::string ChangesOf(const Candidate& candidate, const StageConfig& asked) {
   add("pipeline", candidate.parallelism.pipeline, asked.parallelism.pipeline);
   add("context", candidate.parallelism.context, asked.parallelism.context);
   add("expert", candidate.parallelism.expert, asked.parallelism.expert);
+  if (candidate.parallelism.schedule != asked.parallelism.schedule) {
+    changes.push_back(absl::StrCat("parallelism.schedule=", Name(candidate.parallelism.schedule)));
+  }
+  if (candidate.parallelism.virtual_stages != asked.parallelism.virtual_stages) {
+    changes.push_back("parallelism.virtual_stages=1");
+  }
+  if (candidate.parallelism.layer_split != asked.parallelism.layer_split) {
+    changes.push_back("parallelism.layer_split=[]");
+  }
   if (candidate.recompute != asked.recompute) {
     changes.push_back(absl::StrCat("recompute=", std::string(Name(candidate.recompute))));
   }

@@ -1,5 +1,7 @@
 #include "trainer/report.h"
 
+#include <optional>
+
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "kernels/core/file.h"
@@ -19,14 +21,24 @@ struct RunMetrics {
 
 absl::StatusOr<RunMetrics> ReadMetrics(const std::string& run_dir) {
   const std::string path = JoinPath(run_dir, "metrics.jsonl");
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, int64_t{1} << 34));
+  ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(path));
+  const absl::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
+                               file.bytes().size());
   RunMetrics run;
   run.name = run_dir;
+  std::optional<size_t> with_load;  // the last one is drawn, the others would fill the memory
   for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
     Json json = Json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
     if (!json.is_object() || !json.contains("step") || !json["step"].is_number()) continue;
-    (json.value("kind", "step") == "validation" ? run.validations : run.steps)
-        .push_back(std::move(json));
+    if (json.value("kind", "step") == "validation") {
+      run.validations.push_back(std::move(json));
+      continue;
+    }
+    if (json.contains("expert_load")) {
+      if (with_load) run.steps[*with_load].erase("expert_load");
+      with_load = run.steps.size();
+    }
+    run.steps.push_back(std::move(json));
   }
   if (run.steps.empty()) return DataError(path, ": holds no step: nothing to report");
   return run;

@@ -1,8 +1,6 @@
 #include "trainer/run.h"
 
 #include <chrono>
-#include <csignal>
-#include <cstring>
 #include <filesystem>
 
 #include "absl/strings/str_format.h"
@@ -10,10 +8,13 @@
 #include "configs/schema/run_file.h"
 #include "parallel/agree.h"
 #include "trainer/banner.h"
+#include "trainer/checkpoint_path.h"
+#include "trainer/environment.h"
 #include "trainer/flops.h"
 #include "trainer/lr_schedule.h"
 #include "trainer/metrics.h"
 #include "trainer/step.h"
+#include "trainer/stop_signal.h"
 #include "trainer/train_state.h"
 
 namespace baleen {
@@ -24,31 +25,10 @@ constexpr int64_t kMostSkippedInARow = 10;
 // A disk that refuses this many checkpoints in a row means that the work done since is not safe.
 constexpr int kMostFailedSaves = 3;
 
-volatile std::sig_atomic_t g_signal = 0;  // set by the handler, read at the end of a step
-void OnSignal(int signal) { g_signal = signal; }
-
-void InstallSignal(CheckpointSignal signal) {
-  int number = 0;
-  if (signal == CheckpointSignal::kUsr1) number = SIGUSR1;
-  if (signal == CheckpointSignal::kUsr2) number = SIGUSR2;
-  if (signal == CheckpointSignal::kTerm) number = SIGTERM;
-  if (number == 0) return;
-  struct sigaction action;
-  std::memset(&action, 0, sizeof(action));
-  action.sa_handler = OnSignal;
-  action.sa_flags = SA_RESTART;
-  sigaction(number, &action, nullptr);
-  // A launcher may have started the process with the signal blocked: it would never arrive.
-  sigset_t own;
-  sigemptyset(&own);
-  sigaddset(&own, number);
-  pthread_sigmask(SIG_UNBLOCK, &own, nullptr);
-}
-
 // True on every rank when any rank got the signal: they all stop at the same step.
 bool AnyRankSignalled(Communicator& world) {
   const Tensor flag = Context::Cpu().Zeros(DType::kI32, {1});
-  flag.data<int32_t>()[0] = g_signal != 0 ? 1 : 0;
+  flag.data<int32_t>()[0] = StopSignalled() ? 1 : 0;
   world.AllReduce("signal", flag, ReduceOp::kMax);
   return flag.data<int32_t>()[0] != 0;
 }
@@ -84,6 +64,7 @@ class Run {
   absl::Status CheckStages();
   absl::Status LockDirectory();
   absl::Status OpenState();
+  void SayWhatChanged();
   absl::Status DescribeRun();
   absl::Status OpenMetrics();
   absl::Status RunStage();
@@ -102,7 +83,7 @@ class Run {
   std::string checkpoints_;
   std::optional<RunLock> lock_;
   std::optional<WeightSource> source_;
-  std::map<std::string, std::string> identity_;
+  Identity identity_;
   std::optional<StateReader> state_;  // what the next stage is filled from
   ChangedParameters changed_;
   RunPosition position_;
@@ -115,6 +96,7 @@ absl::Status Run::OpenSource() {
   auto source = WeightSource::Open(config_.model, config_.stages[0].dsa, config_.run.seed);
   RETURN_IF_ERROR(Agree(world_, source.status()));
   source_.emplace(std::move(source).value());
+  RETURN_IF_ERROR(source_->HashData(world_));
   identity_ = IdentityOf(config_, *source_);
   return Agree(world_, source_->CheckScales(world_.rank(), world_.size()));
 }
@@ -146,28 +128,13 @@ int64_t Run::StagesDone() {
 // What a run cannot do is found before anything is written: layouts, sizes, recipes and token files
 // of every stage.
 absl::Status Run::CheckStages() {
-  const StageConfig* trains_indexers = nullptr;
-  int64_t behind = StagesDone();
+  const int64_t done = StagesDone();
+  int64_t behind = done;
   for (const StageConfig& stage : config_.stages) {
-    const bool has_indexers =
-        stage.attention == AttentionMode::kSparse || stage.train == TrainMode::kIndexer;
-    if (has_indexers) {
-      trains_indexers = &stage;
-    } else if (trains_indexers != nullptr) {
-      return ConfigError("stage '", stage.name, "' has no indexers (attention: dense, train: all) ",
-                         "and follows stage '", trains_indexers->name,
-                         "', which trains them: its states could not keep them. Put it first, or ",
-                         "train it in a run of its own");
-    }
-    if (stage.checkpoint.resume != config_.stages[0].checkpoint.resume) {
-      return ConfigError("stage '", stage.name,
-                         "': checkpoint.resume is asked once, when the run starts: ",
-                         "set it at the top level, not in a stage");
-    }
     if (behind-- > 0) continue;
     RETURN_IF_ERROR(TrainingStage::Check(config_.run, stage, source_->config(), world_, context_));
   }
-  return absl::OkStatus();
+  return AddDataContents(config_, done, world_, identity_);
 }
 
 absl::Status Run::DryRun() {
@@ -203,14 +170,14 @@ absl::Status Run::LockDirectory() {
 
 // Not before the state is known to be this run's: run.yaml says what the states beside it are of.
 absl::Status Run::DescribeRun() {
+  const std::string environment = GatherEnvironmentJson(context_, world_);
   absl::Status status;
   if (world_.rank() == 0) {
     const std::string effective = JoinPath(config_.run.dir, "run.yaml");
     status = KeepRunFile(loaded_.path, effective);
     if (status.ok()) status = WriteFileDurably(effective, PrintRunConfig(loaded_));
     if (status.ok()) {
-      status = WriteFileDurably(JoinPath(config_.run.dir, "environment.json"),
-                                EnvironmentJson(world_.size()));
+      status = WriteFileDurably(JoinPath(config_.run.dir, "environment.json"), environment);
     }
   }
   return Agree(world_, status);
@@ -234,14 +201,31 @@ absl::Status Run::OpenState() {
   ASSIGN_OR_RETURN(state_,
                    FindState(checkpoints_, config_.stages[0].checkpoint.resume, world_, log_));
   if (!state_) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckIdentity(state_->metadata(), identity_, state_->directory()));
-  RETURN_IF_ERROR(Agree(world_, CheckFrozenSources(*state_, *source_)));
+  RETURN_IF_ERROR(CheckIdentity(state_->metadata(), state_->directory(), identity_));
+  RETURN_IF_ERROR(CheckFrozenSources(*state_, *source_, world_));
   position_ = PositionOf(state_->metadata());
+  if (world_.rank() == 0) SayWhatChanged();
   return absl::OkStatus();
 }
 
+// Keys that may differ between a state and the run that goes on from it, against the run.yaml that
+// lies over the state: what the last start of that run had in effect.
+void Run::SayWhatChanged() {
+  const auto path = ResolveCheckpointPath(state_->directory());
+  if (!path.ok() || path->run_dir.empty()) return;
+  const std::string file = JoinPath(path->run_dir, "run.yaml");
+  const absl::StatusOr<LoadedRun> before = LoadRunConfig(file);
+  if (!before.ok()) {
+    log_.Warning(file, " is not understood: what changed since the last start is not known");
+    return;
+  }
+  for (const std::string& change : ChangedKeys(before->config, config_)) {
+    log_.Info("changed since the last start: ", change);
+  }
+}
+
 absl::Status Run::Train() {
-  InstallSignal(config_.stages[0].checkpoint.signal);
+  ListenFor(config_.stages[0].checkpoint.signal);
   RETURN_IF_ERROR(OpenSource());
   RETURN_IF_ERROR(CheckStages());
   // A state that the run file names is read before a directory is made; the newest one of the
@@ -276,7 +260,7 @@ absl::Status Run::Train() {
 }
 
 absl::Status Run::RunStage() {
-  InstallSignal(stage_config().checkpoint.signal);
+  ListenFor(stage_config().checkpoint.signal);
   ASSIGN_OR_RETURN(const auto stage, TrainingStage::Make(config_.run, stage_config(),
                                                          source_->config(), world_, context_));
   const bool same_stage = state_ && state_->metadata().stage_index == position_.stage_index;

@@ -85,6 +85,15 @@ absl::Status CheckRows(const std::string& where, const StageConfig& stage,
                        grid.dp_size(), " = ", samples, "; the next that fits is ",
                        (stage.global_batch_size / samples + 1) * samples);
   }
+  // Every rank makes the lists of all ranks and checks them, an entry for each microbatch and more.
+  constexpr int64_t kMostMicrobatches = 1 << 16;
+  if (stage.global_batch_size / samples > kMostMicrobatches) {
+    return ConfigError(where, "global_batch_size = ", stage.global_batch_size,
+                       " over micro_batch_size ", stage.micro_batch_size, " x data ",
+                       grid.dp_size(), " makes ", stage.global_batch_size / samples,
+                       " microbatches of a step, expected at most ", kMostMicrobatches,
+                       "; a larger micro_batch_size or more ranks make fewer");
+  }
   return absl::OkStatus();
 }
 

@@ -107,9 +107,8 @@ absl::Status CheckScores(const StepStats& stats) {
   return NumericsError(
       "indexer scores held a NaN in ", stats.nan_rows_1.data<int64_t>()[0],
       " of the step's (microbatch, layer) pairs: no keys can be selected. Weights or activations "
-      "are not "
-      "finite any more; go back to an earlier checkpoint (checkpoint.resume: PATH) and lower the "
-      "learning rate");
+      "are not finite any more; go back to an earlier checkpoint (checkpoint.resume: PATH) and "
+      "lower the learning rate");
 }
 
 }  // namespace
@@ -145,6 +144,7 @@ absl::StatusOr<StepResult> TrainStep(TrainingStage& stage, const StepPosition& p
   watch(StepPhase::kSummary);
   if (!optimizer.skipped()) BalanceRouters(stage, stats);
   StepResult result = SummariseStep(stage, batch.counts, stats);
+  result.measured = measure_indexer;
   result.data_wait_seconds = batch.wait_seconds;
   return result;
 }

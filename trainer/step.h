@@ -15,6 +15,8 @@ struct StepResult {
   std::vector<double> indexer_kl_per_layer;
   std::optional<double> grad_norm_main, grad_norm_indexer;
   bool skipped = false;  // a gradient was not finite: nothing was updated
+  bool measured =
+      false;  // a step of metrics.indexer_interval: the wide measures belong in the record
   std::optional<double> expert_load_max_over_mean, expert_load_min;
   std::optional<double> topk_mass, topk_mass_of_best, recall_at_k, topk_ties;
   // Of all selected keys of the step: equal on every layout and in every run that selects alike.

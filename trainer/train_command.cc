@@ -6,6 +6,7 @@
 #include "parallel/mpi_communicator.h"
 #include "trainer/commands.h"
 #include "trainer/run.h"
+#include "trainer/stop_signal.h"
 
 namespace baleen {
 namespace {
@@ -51,6 +52,9 @@ absl::Status Train(const Arguments& arguments, MpiRuntime& mpi) {
 }  // namespace
 
 absl::Status TrainCommand(const Arguments& arguments, int* argc, char*** argv) {
+  // On many nodes MPI and NCCL take minutes to start: the signal that most run files mean must not
+  // kill the process before they are read.
+  ListenFor(CheckpointSignal::kUsr1);
   ASSIGN_OR_RETURN(const auto mpi, MpiRuntime::Start(argc, argv));
   return PrintOnce(Train(arguments, *mpi), mpi->world());
 }

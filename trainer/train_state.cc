@@ -5,11 +5,15 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "checkpoints/hf_config.h"
 #include "checkpoints/hf_export.h"
+#include "data/token_source.h"
 #include "kernels/core/transfer.h"
 #include "parallel/agree.h"
 
@@ -18,6 +22,8 @@ namespace {
 
 const char kFirstMoment[] = "adam_m/";
 const char kSecondMoment[] = "adam_v/";
+const char kContents[] = " (what the files hold)";  // end of a key of the identity
+constexpr size_t kMostJobLetters = 64;
 
 // What the rank's share holds of a parameter; `flat` is one of the share's tensors.
 std::optional<StatePiece> PieceOf(const Parameter& parameter, const OptimizerShard& shard,
@@ -141,9 +147,23 @@ void NameFrozen(const TrainingStage& stage, const WeightSource& source,
   if (!frozen.tensors.empty()) metadata.sources.push_back(std::move(frozen));
 }
 
+// Part of a directory's name: of what the environment says only letters, digits, '_' and '-'.
 std::string JobId() {
   const char* job = std::getenv("SLURM_JOB_ID");
-  return absl::StrCat(job == nullptr ? "" : std::string(job) + "-", ::getpid());
+  std::string id;
+  for (const char c : absl::string_view(job == nullptr ? "" : job).substr(0, kMostJobLetters)) {
+    if (absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-') id += c;
+  }
+  return absl::StrCat(id, id.empty() ? "" : "-", ::getpid());
+}
+
+// What a key meant to versions that did not save it, so that their states stay good.
+std::string InOlderStates(absl::string_view key, const std::string& value) {
+  if (absl::EndsWith(key, ".data.first_sample")) return "0";
+  for (const char* later : {kContents, ".precision.gemm", ".dsa.hadamard"}) {
+    if (absl::EndsWith(key, later)) return value;  // nobody knows: taken for the same
+  }
+  return "(absent)";
 }
 
 }  // namespace
@@ -161,18 +181,30 @@ absl::Status LoadStage(TrainingStage& stage, const WeightSource& source, StateRe
   return with_moments ? LoadMoments(stage, *state) : absl::OkStatus();
 }
 
-absl::Status CheckFrozenSources(const StateReader& state, const WeightSource& source) {
+absl::Status CheckFrozenSources(const StateReader& state, const WeightSource& source,
+                                Communicator& world) {
   const FrozenSource frozen = source.AsFrozenSource();
-  return state.CheckSources([&](const std::string& path) -> absl::StatusOr<std::string> {
-    if (path != frozen.path) {
-      return DataError("the run file's model is ", frozen.path, ", the state was made from ", path);
+  RETURN_IF_ERROR(
+      Agree(world, state.CheckSources([&](const std::string& path) -> absl::StatusOr<std::string> {
+        if (path != frozen.path) {
+          return DataError("the run file's model is ", frozen.path, ", the state was made from ",
+                           path);
+        }
+        return frozen.hash;
+      })));
+  for (const FrozenSource& saved : state.metadata().sources) {
+    if (world.rank() == 0 && saved.hash != frozen.hash) {
+      WriteLog(Severity::kWarning, "",
+               absl::StrCat(state.directory(), ": saved by a version that knew ", saved.path,
+                            " by config, index and headers alone: these are the same, that its ",
+                            "weights are was not checked"));
     }
-    return frozen.hash;
-  });
+  }
+  return absl::OkStatus();
 }
 
-std::map<std::string, std::string> IdentityOf(const RunConfig& run, const WeightSource& source) {
-  std::map<std::string, std::string> identity;
+Identity IdentityOf(const RunConfig& run, const WeightSource& source) {
+  Identity identity;
   identity["run.seed"] = absl::StrCat(run.run.seed);
   identity["model"] = source.AsFrozenSource().path;
   const std::string sizes = HfConfigText({.model = source.config()});
@@ -187,7 +219,10 @@ std::map<std::string, std::string> IdentityOf(const RunConfig& run, const Weight
     identity[key + "global_batch_size"] = absl::StrCat(stage.global_batch_size);
     identity[key + "data.seq_length"] = absl::StrCat(stage.data.seq_length);
     identity[key + "data.document_mask"] = stage.data.document_mask ? "true" : "false";
+    identity[key + "data.first_sample"] = absl::StrCat(stage.data.first_sample);
     identity[key + "precision.compute"] = std::string(Name(stage.precision.compute));
+    identity[key + "precision.gemm"] = std::string(Name(stage.precision.gemm));
+    identity[key + "dsa.hadamard"] = stage.dsa.hadamard ? "true" : "false";
     identity[key + "data.train"] = absl::StrJoin(
         stage.data.train, " ",
         [](std::string* out, const DataSource& s) { absl::StrAppend(out, s.path, "*", s.weight); });
@@ -195,13 +230,33 @@ std::map<std::string, std::string> IdentityOf(const RunConfig& run, const Weight
   return identity;
 }
 
-absl::Status CheckIdentity(const StateMetadata& state,
-                           const std::map<std::string, std::string>& identity,
-                           const std::string& directory) {
+absl::Status AddDataContents(const RunConfig& run, int64_t first_stage, Communicator& world,
+                             Identity& identity) {
+  for (size_t i = first_stage; i < run.stages.size(); ++i) {
+    std::string contents;
+    absl::Status status;
+    for (const DataSource& source : run.stages[i].data.train) {
+      if (world.rank() != 0 || !status.ok()) break;
+      const absl::StatusOr<TokenSource> tokens = TokenSource::Open(source.path);
+      const absl::StatusOr<std::string> found =
+          tokens.ok() ? tokens->Contents() : absl::StatusOr<std::string>(tokens.status());
+      status = found.status();
+      if (found.ok()) absl::StrAppend(&contents, contents.empty() ? "" : "; ", *found);
+    }
+    RETURN_IF_ERROR(Agree(world, status));
+    identity[absl::StrCat("stages.", i, ".data.train", kContents)] =
+        BroadcastString(world, "data contents", contents, 0);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckIdentity(const StateMetadata& state, const std::string& directory,
+                           Identity& identity) {
   std::vector<std::string> differences;
   for (const auto& [key, value] : identity) {
     const auto saved = state.extra.find("identity." + key);
-    const std::string before = saved == state.extra.end() ? "(absent)" : saved->second;
+    const std::string before =
+        saved == state.extra.end() ? InOlderStates(key, value) : saved->second;
     if (before == value) continue;
     const char* of =
         key == "model sizes"
@@ -210,7 +265,13 @@ absl::Status CheckIdentity(const StateMetadata& state,
     differences.push_back(
         absl::StrCat("  ", key, of, ": the state has ", before, ", the run file ", value));
   }
-  if (differences.empty()) return absl::OkStatus();
+  if (differences.empty()) {
+    for (const auto& [key, value] : state.extra) {
+      absl::string_view name = key;
+      if (absl::ConsumePrefix(&name, "identity.")) identity.emplace(name, value);
+    }
+    return absl::OkStatus();
+  }
   return DataError(directory, ": this training state belongs to another run:\n",
                    absl::StrJoin(differences, "\n"),
                    "\nRestore these values, or start afresh with another run.dir.");
@@ -313,8 +374,15 @@ absl::StatusOr<std::optional<StateReader>> FindState(const std::string& director
                                                      const ResumeConfig& resume,
                                                      Communicator& world, const Log& log) {
   if (resume.mode == ResumeMode::kPath) {
-    ASSIGN_OR_RETURN(StateReader reader, OpenState(resume.path, world));
-    return std::optional<StateReader>(std::move(reader));
+    absl::StatusOr<StateReader> reader = OpenState(resume.path, world);
+    if (!reader.ok() && !FileExists(JoinPath(resume.path, kManifestName))) {
+      return absl::Status(
+          reader.status().code(),
+          absl::StrCat(reader.status().message(), "; checkpoint.resume takes auto, never or the ",
+                       "path of one state: RUN/checkpoints/step-XXXXXXXX"));
+    }
+    RETURN_IF_ERROR(reader.status());
+    return std::optional<StateReader>(*std::move(reader));
   }
   // Rank 0's listing is everyone's: another rank could see a directory that is being renamed.
   std::string listing;

@@ -33,16 +33,22 @@ using ChangedParameters = std::set<std::string>;
 absl::Status LoadStage(TrainingStage& stage, const WeightSource& source, StateReader* state,
                        bool with_moments, ChangedParameters& changed);
 
-// What the state took from a checkpoint must come from `source`: the same path, not changed since.
-absl::Status CheckFrozenSources(const StateReader& state, const WeightSource& source);
+// What the state took from a checkpoint must come from `source` (after its HashData): the same
+// path, not changed since. All ranks return the same status.
+absl::Status CheckFrozenSources(const StateReader& state, const WeightSource& source,
+                                Communicator& world);
 
-// What must be the same in the run file for a state to fit: key -> value. Only learning rates,
-// steps, intervals and layouts may differ between a state and the run that resumes it.
-std::map<std::string, std::string> IdentityOf(const RunConfig& run, const WeightSource& source);
-// ConfigError with a table of the keys that differ.
-absl::Status CheckIdentity(const StateMetadata& state,
-                           const std::map<std::string, std::string>& identity,
-                           const std::string& directory);
+// What must be the same in the run file for a state to fit: key -> value. Learning rates, steps,
+// intervals, layouts and the like may differ between a state and the run that resumes it.
+using Identity = std::map<std::string, std::string>;
+Identity IdentityOf(const RunConfig& run, const WeightSource& source);
+// Adds what the training files of the stages from `first_stage` on hold (those of earlier ones may
+// be gone). Rank 0 looks, for all.
+absl::Status AddDataContents(const RunConfig& run, int64_t first_stage, Communicator& world,
+                             Identity& identity);
+// DataError with a table of the keys that differ. Adds to `identity` what only the state knows.
+absl::Status CheckIdentity(const StateMetadata& state, const std::string& directory,
+                           Identity& identity);
 
 struct SaveRequest {
   std::string directory;  // the run's checkpoints folder
@@ -50,7 +56,7 @@ struct SaveRequest {
   std::string stage_name;
   RunPosition position;
   int64_t seed = 0;
-  std::map<std::string, std::string> identity;
+  Identity identity;
 };
 // Saves on all ranks together; every rank returns the same status. A failure leaves earlier states
 // as they were. Returns the directory of the state.

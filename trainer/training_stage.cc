@@ -63,17 +63,7 @@ absl::Status CheckCuda(const StageConfig& stage, const std::string& where) {
 
 absl::Status CheckBackend(const StageConfig& stage, DeviceKind device) {
   const std::string where = absl::StrCat("stage '", stage.name, "': ");
-  RETURN_IF_ERROR(device == DeviceKind::kCuda ? CheckCuda(stage, where) : CheckCpu(stage, where));
-  if (!stage.deterministic) {
-    return ConfigError(where,
-                       "deterministic = false: there is no faster variant to allow; leave it true");
-  }
-  if (stage.checkpoint.async) {
-    return ConfigError(where,
-                       "checkpoint.async = true: this version writes checkpoints in the "
-                       "foreground; set it to false");
-  }
-  return absl::OkStatus();
+  return device == DeviceKind::kCuda ? CheckCuda(stage, where) : CheckCpu(stage, where);
 }
 
 RopeTable MakeModelRope(const Context& context, const ModelConfig& config, DType dtype,
@@ -138,8 +128,10 @@ absl::StatusOr<std::unique_ptr<TrainingStage>> TrainingStage::Open(const RunSect
   std::unique_ptr<TrainingStage> stage(
       new TrainingStage(config, effective, std::move(recipe), std::move(layout), world, context));
   RETURN_IF_ERROR(stage->MakePrograms());
-  auto train = Loader::Open(MakeLoaderOptions(config, config.data.train, run.seed,
-                                              effective.vocab_size, SampleOrder::kShuffled));
+  LoaderOptions training = MakeLoaderOptions(config, config.data.train, run.seed,
+                                             effective.vocab_size, SampleOrder::kShuffled);
+  training.first_sample = config.data.first_sample;
+  auto train = Loader::Open(std::move(training));
   RETURN_IF_ERROR(Agree(world, train.status()));
   stage->train_data_.emplace(std::move(train).value());
   if (!config.data.validation.empty()) {

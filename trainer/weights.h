@@ -11,6 +11,7 @@
 #include "checkpoints/hf_init.h"
 #include "checkpoints/state_manifest.h"
 #include "configs/schema/run_config.h"
+#include "parallel/communicator.h"
 #include "trainer/model/parameter_store.h"
 
 namespace baleen {
@@ -32,8 +33,11 @@ class WeightSource {
   // used.
   absl::Status CheckScales(int part, int parts) const;
   // A box of a tensor (a checkpoint's name), kF32 or kF64, row-major to `destination`.
+  // DataError that names tensor and place where a checkpoint's value is not finite.
   absl::Status Load(const std::string& name, const Box& box, DType dtype, void* destination) const;
-  // The name and hash of this source in a training state.
+  // Adds the data of a checkpoint to the hash, each shard read by one rank. All ranks call it.
+  absl::Status HashData(Communicator& world);
+  // The name and hash of this source in a training state: after HashData.
   FrozenSource AsFrozenSource() const;
 
  private:

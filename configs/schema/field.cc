@@ -72,7 +72,7 @@ std::string Field::Expected() const {
   return text;
 }
 
-bool Field::InRange(double value) const {
+bool Field::InRange(long double value) const {
   if (low && (low->open ? value <= low->value : value < low->value)) return false;
   if (high && (high->open ? value >= high->value : value > high->value)) return false;
   return true;

@@ -79,7 +79,7 @@ struct Field {
   bool is_leaf() const { return type != Type::kSection && type != Type::kSectionList; }
   // "an integer from 1 to 65536", "one of auto | cpu | cuda".
   std::string Expected() const;
-  bool InRange(double value) const;
+  bool InRange(long double value) const;  // a type that holds every int64_t exactly
   // The leaf's value as YAML.
   std::string Text() const;
 

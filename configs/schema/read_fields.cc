@@ -27,7 +27,7 @@ std::string ParseNumberItem(const YamlNode& node, const Field& field, double& va
 std::string ParseIntegerItem(const YamlNode& node, const Field& field, int64_t& value) {
   if (node.kind != YamlNode::Kind::kScalar || node.quoted) return "not an integer";
   if (std::string why = ParseInteger(node.scalar, value); !why.empty()) return why;
-  return field.InRange(static_cast<double>(value)) ? "" : "out of range";
+  return field.InRange(value) ? "" : "out of range";
 }
 
 std::string ParseString(const YamlNode& node, const Field& field, FieldValue& value) {

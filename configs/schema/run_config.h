@@ -71,7 +71,7 @@ struct ParallelismConfig {
   std::vector<int64_t>
       layer_split;  // layers of each pipeline part in order; empty: the solver decides
   std::optional<int64_t>
-      expert_node_size;  // ranks of a node, for the 2-hop expert exchange; absent: 1 hop
+      expert_node_size;    // ranks of a node, for the 2-hop expert exchange; absent: 1 hop
   double expert_buffer{};  // rows at a rank's experts at once, over the balanced number; 0: all
 
   // Pipeline parts that one rank holds: virtual_stages, or 1, or 2 for interleaved, zbv and
@@ -91,6 +91,7 @@ struct DataConfig {
   std::vector<DataSource> train;
   std::vector<DataSource> validation;  // may be empty
   bool document_mask{};
+  int64_t first_sample{};  // of the training blend; what lies before it is passed over
   bool operator==(const DataConfig&) const = default;
 };
 

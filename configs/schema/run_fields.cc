@@ -27,6 +27,7 @@ constexpr double kMostRanks = 1 << 20;
 constexpr double kMostSequences = 1 << 24;
 constexpr double kMostTokens = 1 << 24;
 constexpr double kMostSteps = 1e9;
+constexpr double kMostSamples = 1e12;
 constexpr double kLargestSeed = 9007199254740992.0;  // 2^53: exact in JSON and in a double
 
 }  // namespace
@@ -149,6 +150,14 @@ void Visit(DataConfig& c, Fields& f) {
   f.Add("document_mask", &c.document_mask)
       .Default("false")
       .Doc("Attention and losses stop at document borders inside a packed sequence.");
+  f.Add("first_sample", &c.first_sample)
+      .Default("0")
+      .Between(0, kMostSamples)
+      .Unit("samples")
+      .Doc(
+          "Samples of the training blend that are passed over before the run's first, as if "
+          "another "
+          "run had read them: a control begins where the stage that it is compared with does.");
 }
 
 void Visit(ClipGradConfig& c, Fields& f) {
@@ -296,7 +305,7 @@ void Visit(CheckpointConfig& c, Fields& f) {
           "me).");
   f.Add("async", &c.async)
       .Default("false")
-      .Doc("Write in the background from a copy in host memory.");
+      .Doc("false is the only value: a state is written in the foreground, between two steps.");
 }
 
 void Visit(ValidationConfig& c, Fields& f) {
@@ -323,7 +332,10 @@ void Visit(MetricsConfig& c, Fields& f) {
       .Default("20")
       .Between(0, kMostSteps)
       .Unit("steps")
-      .Doc("Steps between two measurements of top-k mass and recall on sampled rows; 0: never.");
+      .Doc(
+          "Steps between two measurements of top-k mass and recall on sampled rows, and between "
+          "two records of each expert's load; a stage's first and last step have them too. 0: "
+          "never.");
 }
 
 namespace {
@@ -346,9 +358,7 @@ void VisitSections(T& c, Fields& f) {
   f.Section("router", &c.router).Doc("Load balancing without a loss.");
   f.Add("deterministic", &c.deterministic)
       .Default("true")
-      .Doc(
-          "Same run, same layout, same bits. false may choose faster kernels whose sums are not "
-          "ordered.");
+      .Doc("true is the only value: same run, same layout, same bits.");
   f.Choice("recompute", &c.recompute, kRecompute)
       .Default("selective")
       .Doc(

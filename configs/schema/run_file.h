@@ -59,6 +59,10 @@ absl::Status ConfigErrorsAt(const LoadedRun& loaded, const std::vector<KeyError>
 // origin.
 std::string PrintRunConfig(const LoadedRun& loaded);
 
+// Keys whose effective values differ: "losses.mtp 0.1 -> 0.5", or "stages.1.losses.mtp ..." where
+// not every stage has the same change. Stages that only one of the two has are passed over.
+std::vector<std::string> ChangedKeys(const RunConfig& before, const RunConfig& after);
+
 // JSON Schema (draft 2020-12) of the run file, for editors.
 std::string RunConfigJsonSchema();
 

@@ -75,6 +75,34 @@ void CheckPrecision(const StageConfig& stage, DeviceChoice device, StageRules& r
                              Name(p.compute), "; use bf16 or auto"));
   rules.Require(p.compute != Compute::kFp64 || device != DeviceChoice::kCuda, {"precision.compute"},
                 "precision.compute = fp64 runs on the cpu only, but run.device is cuda");
+  // On either device: the indexer computes in the model's dtype, or in fp8 codes of it.
+  const IndexerDType indexer = stage.dsa.indexer_dtype;
+  rules.Require(!(wide && indexer == IndexerDType::kBf16) &&
+                    !(p.compute == Compute::kBf16 && indexer == IndexerDType::kFp32),
+                {"dsa.indexer_dtype", "precision.compute"},
+                absl::StrCat("dsa.indexer_dtype = ", Name(indexer),
+                             " beside precision.compute = ", Name(p.compute),
+                             ": the indexer computes in the model's dtype; use auto or fp8"));
+}
+
+// Words that the schema knows and nothing honours: said with their line by `config check` and
+// `plan` too, not only where a run starts.
+void CheckHonoured(const StageConfig& stage, StageRules& rules) {
+  rules.Require(stage.deterministic, {"deterministic"},
+                "deterministic = false: there is no faster variant to allow; leave it true");
+  rules.Require(!stage.checkpoint.async, {"checkpoint.async"},
+                "checkpoint.async = true: checkpoints are written in the foreground, between two "
+                "steps; leave it false");
+  rules.Require(stage.attention != AttentionMode::kSparse || stage.train == TrainMode::kAll,
+                {"train", "attention"},
+                absl::StrCat("attention: sparse with train: indexer (stage ", stage.name,
+                             ") is not a recipe; the indexer alone learns under dense attention "
+                             "(attention: dense, train: indexer), and together with the model "
+                             "under sparse attention (attention: sparse, train: all)"));
+}
+
+bool HasIndexers(const StageConfig& stage) {
+  return stage.attention == AttentionMode::kSparse || stage.train == TrainMode::kIndexer;
 }
 
 void CheckLearningRate(const StageConfig& stage, StageRules& rules) {
@@ -89,11 +117,27 @@ void CheckLearningRate(const StageConfig& stage, StageRules& rules) {
                    " is more than optimizer.lr = ", stage.optimizer.lr, " of stage ", stage.name));
 }
 
+// What a stage needs of those before it: `before` is the last of them that trains indexers.
+void CheckOrder(const StageConfig& stage, const StageConfig& first, const StageConfig* before,
+                StageRules& rules) {
+  rules.Require(
+      before == nullptr || HasIndexers(stage), {"train", "attention"},
+      absl::StrCat("stage ", stage.name, " has no indexers (attention: dense, train: all)",
+                   " and follows stage ", before == nullptr ? "" : before->name,
+                   ", which trains them: its states could not keep them. Put it first, ",
+                   "or train it in a run of its own"));
+  rules.Require(stage.checkpoint.resume == first.checkpoint.resume, {"checkpoint.resume"},
+                absl::StrCat("checkpoint.resume of stage ", stage.name,
+                             ": it is asked once, when the run starts; set it at the top level, ",
+                             "not in a stage"));
+}
+
 }  // namespace
 
 std::vector<BrokenRule> CheckRules(const RunConfig& config) {
   std::vector<BrokenRule> broken;
   std::map<std::string, size_t> names;
+  const StageConfig* trains_indexers = nullptr;
   for (size_t i = 0; i < config.stages.size(); ++i) {
     const StageConfig& stage = config.stages[i];
     StageRules rules(i, broken);
@@ -109,7 +153,10 @@ std::vector<BrokenRule> CheckRules(const RunConfig& config) {
                      " is not a multiple of micro_batch_size = ", stage.micro_batch_size));
     CheckPipeline(stage.parallelism, rules);
     CheckPrecision(stage, config.run.device, rules);
+    CheckHonoured(stage, rules);
     CheckLearningRate(stage, rules);
+    CheckOrder(stage, config.stages[0], trains_indexers, rules);
+    if (HasIndexers(stage)) trains_indexers = &stage;
   }
   return broken;
 }

@@ -23,7 +23,7 @@ MADE = re.compile(r"^(checkpoints/(tiny|DeepSeek|step|latest)|data/(tiny|corpus|
 
 def documents():
     found = glob.glob(ROOT + "/*.md") + glob.glob(ROOT + "/docs/**/*.md", recursive=True)
-    for folder in ("kernels", "configs", "checkpoints", "data", "parallel", "trainer", "launch", "tests"):
+    for folder in ("kernels", "configs", "checkpoints", "cmake", "data", "parallel", "trainer", "launch", "tests"):
         found += glob.glob(f"{ROOT}/{folder}/**/README.md", recursive=True)
     return sorted(found)
 
@@ -67,6 +67,16 @@ class Documents(unittest.TestCase):
                 for name in re.findall(r"`([a-z0-9_*/-]+(?:\.[a-z]+|/)?)", cell):
                     if not PLACEHOLDER.search(name) and not glob.glob(os.path.join(folder, name)):
                         missing.append(f"{os.path.relpath(document, ROOT)}: {name}")
+        self.assertEqual(missing, [])
+
+    def test_headers_are_in_the_readme_of_their_folder(self):
+        missing = []
+        for folder in ("checkpoints", "configs/schema", "data", "kernels/core", "kernels/cuda", "parallel", "trainer",
+                       "trainer/bench", "trainer/model"):
+            text = read(f"{ROOT}/{folder}/README.md")
+            for header in sorted(glob.glob(f"{ROOT}/{folder}/*.h") + glob.glob(f"{ROOT}/{folder}/*.cuh")):
+                if f"`{os.path.basename(header)}`" not in text:
+                    missing.append(f"{folder}/README.md: {os.path.basename(header)}")
         self.assertEqual(missing, [])
 
     def test_shown_run_files_are_valid(self):

@@ -47,7 +47,9 @@ TEXT = LIMITED + (".md", ".yaml", ".cmake", ".txt", ".sbatch")
 MAX_LINES = 500
 MAX_README_LINES = 60
 # Beside the boxes; the README at the top may be longer.
-README_FOLDERS = ["configs", "launch", "tests", "tests/support", "tests/architecture"]
+README_FOLDERS = ["cmake", "configs", "docs", "kernels", "launch", "tests", "tests/architecture", "tests/checkpoints",
+                  "tests/configs", "tests/core", "tests/cuda", "tests/data", "tests/end_to_end", "tests/fixtures",
+                  "tests/fuzz", "tests/ops", "tests/parallel", "tests/support", "tests/trainer"]
 SKIPPED_TOP = re.compile(r"^(build.*|runs|dist|demo|logs|\..*)$")
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')

@@ -27,8 +27,8 @@ CLEAN = {
     "tests/support/r.h": '#include "kernels/core/tensor.h"\n',
     "build/x/CMakeFiles/a.cc": '#include "trainer/step.h"\t\n',
 }
-BOXES = ["kernels/core", "kernels/cuda", "kernels/ops", "kernels/bench", "configs", "configs/schema", "checkpoints",
-         "data", "parallel", "trainer", "trainer/model", "tests", "tests/support"]
+BOXES = ["kernels", "kernels/core", "kernels/cuda", "kernels/ops", "kernels/bench", "configs", "configs/schema",
+         "checkpoints", "data", "parallel", "trainer", "trainer/model", "tests", "tests/ops", "tests/support"]
 CLEAN.update({box + "/README.md": "purpose\n" for box in BOXES})
 
 # file, its new contents (None: removed), the place and a part of the message

@@ -359,5 +359,51 @@ TEST(HfCheckpoint, SourceHashNamesConfigIndexAndHeaders) {
   EXPECT_TRUE(seen.insert(hash()).second);
 }
 
+// A lone shard with `data` behind its header.
+HfCheckpoint WithData(const Fixture& fixture, const std::string& data) {
+  const std::string shard = fixture.File("model.safetensors");
+  std::filesystem::remove(fixture.File(kIndex));
+  const std::string header = absl::StrCat("{\"x\":{\"dtype\":\"U8\",\"shape\":[", data.size(),
+                                          "],\"data_offsets\":[0,", data.size(), "]}}");
+  WriteText(shard, testing::SafetensorsText(header, 0) + data);
+  auto checkpoint = HfCheckpoint::Open(fixture.directory);
+  CHECK_OK(checkpoint.status());
+  return *std::move(checkpoint);
+}
+
+TEST(HfCheckpoint, DataHashTellsWeightsOfTheSameShapesApart) {
+  const Fixture fixture;
+  const auto hash = [&](const std::string& data) {
+    const auto result = WithData(fixture, data).DataHash(0);
+    CHECK_OK(result.status());
+    return *result;
+  };
+  // Every byte of a short shard counts; of a long one the samples, first and last bytes among them.
+  const int64_t all = kDataSamples * kDataSampleBytes;
+  for (const int64_t bytes : {int64_t{1}, kDataSampleBytes, kDataSampleBytes + 1, all}) {
+    const std::string data(bytes, 'a');
+    for (const int64_t at : {int64_t{0}, bytes / 3, bytes - 1}) {
+      std::string other = data;
+      other[at] = 'b';
+      EXPECT_NE(hash(other), hash(data)) << bytes << " bytes, byte " << at;
+    }
+  }
+  const std::string data(4 * all, 'a');
+  EXPECT_EQ(hash(data), hash(data));
+  EXPECT_NE(hash(std::string(4 * all, 'b')), hash(data));
+  for (const int64_t at : {int64_t{0}, 4 * all - 1}) {
+    std::string other = data;
+    other[at] = 'b';
+    EXPECT_NE(hash(other), hash(data)) << at;
+  }
+}
+
+TEST(HfCheckpoint, DataHashOfAFileThatWasReplacedIsAnError) {
+  const Fixture fixture;
+  const HfCheckpoint checkpoint = WithData(fixture, "abc");
+  std::filesystem::remove(fixture.File("model.safetensors"));
+  EXPECT_THAT(checkpoint.DataHash(0), HasStatus(kBad, "model.safetensors"));
+}
+
 }  // namespace
 }  // namespace baleen

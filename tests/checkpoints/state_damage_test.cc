@@ -286,6 +286,15 @@ TEST(StateSources, AFrozenSourceGoneOrChangedIsOneClearError) {
     return path == "checkpoints/v31" ? "aaaa" : "bbbb";
   };
   EXPECT_THAT(reader.CheckSources(same), IsOk());
+  // The state is of a version that did not hash the data: what it knows is the same.
+  const auto with_data = [](const std::string& path) -> absl::StatusOr<std::string> {
+    return path == "checkpoints/v31" ? "aaaa+dddd" : "bbbb+dddd";
+  };
+  EXPECT_THAT(reader.CheckSources(with_data), IsOk());
+  const auto longer = [](const std::string& path) -> absl::StatusOr<std::string> {
+    return path == "checkpoints/v31" ? "aaaadddd" : "bbbb";
+  };
+  EXPECT_THAT(reader.CheckSources(longer), HasStatus(kDataLoss, "found hash aaaadddd"));
   const auto changed = [](const std::string& path) -> absl::StatusOr<std::string> {
     if (path == "checkpoints/v31") return "cccc";
     return DataError(path, ": no such directory");

@@ -121,6 +121,7 @@ TEST(StateBegin, SaysHowManyBytesAreNeededAndFree) {
   const absl::StatusOr<std::string> status = BeginState(dir.path(), 1, "x", int64_t{1} << 60);
   EXPECT_THAT(status, HasStatus(kEnvironment, "needs 1152921504606846976 bytes"));
   EXPECT_THAT(status, HasStatus(kEnvironment, "free are "));
+  EXPECT_THAT(status, HasStatus(kEnvironment, "keep fewer states (checkpoint.keep; 0 keeps all"));
   EXPECT_TRUE(Names(dir.path()).empty());
 }
 

@@ -85,6 +85,9 @@ TEST(BrokenRun, NumbersThatAreNoneOrTooLargeAreRefused) {
       {"tensor: 2", "tensor: 010", {"found '010' (looks octal"}},
       {"tensor: 2", "tensor: 0o10", {"only decimal numbers"}},
       {"tensor: 2", "tensor: 0x10", {"only decimal numbers"}},
+      {"name: test",
+       "name: test, seed: 9007199254740993",  // the bound and one: the same number as a double
+       {"run.seed: expected an integer from 0 to 9007199254740992, found '9007199254740993'"}},
       {"tensor: 2", "tensor: 0", {"expected an integer from 1 to 1048576, found '0'"}},
       {"tensor: 2", "tensor: -2", {"found '-2'"}},
       {"tensor: 2", "tensor: 99999999999999999999", {"(more than 2^63-1)"}},
@@ -217,6 +220,33 @@ TEST(BrokenRun, RulesBetweenValuesAreChecked) {
        "lr: 1e-3}\n    lr_schedule: {style: cosine, min_lr: 1}",
        {"lr_schedule.min_lr = 1 is more than optimizer.lr = 0.001"}},
   });
+}
+
+TEST(BrokenRun, WhatNoBackendHonoursIsToldByItsLine) {
+  const std::string kSparse = "  - name: sparse";
+  ExpectOneError({
+      {"", "deterministic: false\n", {"17:16: error: deterministic = false: there is no faster"}},
+      {"",
+       "checkpoint: {async: true}\n",
+       {"17:21: error: checkpoint.async = true: checkpoints are written in the foreground"}},
+      {"attention: dense",
+       "attention: sparse",
+       {"attention: sparse with train: indexer (stage warmup) is not a recipe"}},
+      {"",
+       "precision: {compute: fp32}\ndsa: {indexer_dtype: bf16}\n",
+       {"18:22: error: dsa.indexer_dtype = bf16 beside precision.compute = fp32"}},
+      {"",
+       "precision: {compute: bf16}\ndsa: {indexer_dtype: fp32}\n",
+       {"18:22: error: dsa.indexer_dtype = fp32 beside precision.compute = bf16"}},
+      {"attention: sparse, train: all",
+       "attention: dense, train: all",
+       {"stage sparse has no indexers", "follows stage warmup, which trains them"}},
+      {"lr: 1e-4}",
+       "lr: 1e-4}, checkpoint: {resume: never}",
+       {"error: checkpoint.resume of stage sparse: it is asked once", "at the top level"}},
+  });
+  EXPECT_EQ(RunError(Edited("", "dsa: {indexer_dtype: bf16}\nprecision: {compute: bf16}\n")), "");
+  EXPECT_EQ(RunError(Edited("", "checkpoint: {resume: never, async: false}\n")), "");
 }
 
 TEST(BrokenRun, AllFaultsAreToldAtOnceInTheOrderOfTheFile) {

@@ -272,6 +272,21 @@ TEST(RunFile, PublishedRecipeHasThePapersNumbers) {
   EXPECT_EQ(loaded.config.stages[1].dsa.index_topk, 2048);
 }
 
+TEST(ChangedKeys, SaysWhatIsInEffectBeforeAndAfter) {
+  const RunConfig before = Load(kGoodRun).config;
+  const auto changed = [&](const std::vector<std::string>& overrides) {
+    return ChangedKeys(before, Load(kGoodRun, overrides).config);
+  };
+  EXPECT_THAT(changed({}), ElementsAre());
+  EXPECT_THAT(changed({"losses.mtp=0.5"}), ElementsAre(HasSubstr("losses.mtp 0.1 -> 0.5")));
+  EXPECT_THAT(changed({"stages.1.losses.mtp=0.5"}), ElementsAre("stages.1.losses.mtp 0.1 -> 0.5"));
+  EXPECT_THAT(changed({"run.seed=7", "stages.0.steps=9"}),
+              ElementsAre("run.seed 1234 -> 7", HasSubstr("stages.0.steps ")));
+  EXPECT_THAT(changed({"data.validation=[{path: v}]"}),
+              ElementsAre("data.validation.0.path (absent) -> v",
+                          HasSubstr("data.validation.0.weight (absent) -> 1")));
+}
+
 TEST(RunFile, AFileThatCannotBeReadIsAConfigurationError) {
   const auto missing = LoadRunConfig("no/such/run.yaml");
   EXPECT_THAT(missing, HasStatus(absl::StatusCode::kInvalidArgument, "run file: no/such/run.yaml"));

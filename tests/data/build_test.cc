@@ -181,6 +181,22 @@ TEST_F(BuildTest, RefusesInputsItCannotUse) {
   EXPECT_THAT(BuildTokens(options), HasStatus(StatusCode::kInvalidArgument, "--to"));
 }
 
+TEST_F(BuildTest, ASetThatExistsIsNotReplaced) {
+  Write("a.txt", "hello");
+  const BuildOptions options = Options({"a.txt"});
+  ASSERT_THAT(BuildTokens(options), IsOk());
+  for (const char* suffix : {".bin", ".idx", ".json"}) {
+    const std::string part = options.prefix + suffix;
+    const std::string before = ReadBytes(part);
+    EXPECT_THAT(BuildTokens(options),
+                HasStatus(StatusCode::kInvalidArgument,
+                          absl::StrCat(part, " exists; nothing is overwritten")));
+    EXPECT_EQ(ReadBytes(part), before);
+    std::filesystem::remove(part);
+  }
+  EXPECT_THAT(BuildTokens(options), IsOk());
+}
+
 TEST_F(BuildTest, RecordsHowTheSetWasMade) {
   Write("a.txt", "hello");
   BuildOptions options = Options({"a.txt"});
@@ -197,6 +213,7 @@ TEST_F(BuildTest, RecordsHowTheSetWasMade) {
   EXPECT_EQ(record["tokens"], 6);
   EXPECT_EQ(record["source_hash"], report.source_hash);
   Write("a.txt", "hellO");
+  options.prefix = directory_.Path("out/other");
   ASSERT_OK_AND_ASSIGN(const BuildReport other, BuildTokens(options));
   EXPECT_NE(other.source_hash, report.source_hash);
 }

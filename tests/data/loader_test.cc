@@ -122,6 +122,37 @@ class LoaderTest : public ::testing::Test {
   TestDirectory directory_;
 };
 
+TEST_F(LoaderTest, FirstSampleIsWhereTheRunBegins) {
+  LoaderOptions later = Options();
+  later.first_sample = 12;
+  EXPECT_EQ(SamplesOfStep(later, 4, 16, 2, 2), SamplesOfStep(Options(), 16, 16, 2, 2));
+  EXPECT_NE(SamplesOfStep(later, 4, 16, 2, 2), SamplesOfStep(Options(), 4, 16, 2, 2));
+  later.first_sample = -1;
+  EXPECT_THAT(Loader::Open(later),
+              HasStatus(absl::StatusCode::kInvalidArgument, "data.first_sample: found -1"));
+}
+
+TEST_F(LoaderTest, ContentsTellSetsOfOnePathApart) {
+  const auto contents = [&](const testing::Documents& documents) {
+    WriteTokenSet(directory_.Path("c"), documents);
+    const auto result = testing::OpenTokenSet(directory_.Path("c")).Contents();
+    CHECK_OK(result.status());
+    return *result;
+  };
+  const testing::Documents documents(3, std::vector<int32_t>(100'000, 7));
+  const std::string before = contents(documents);
+  EXPECT_THAT(before, ::testing::StartsWith("3 documents, 300000 tokens, samples "));
+  EXPECT_EQ(contents(documents), before);
+  testing::Documents other = documents;
+  other[2].back() = 8;
+  EXPECT_NE(contents(other), before);
+  other = documents;
+  other[0].push_back(other[1].back());
+  other[1].pop_back();
+  EXPECT_NE(contents(other), before);  // the same tokens, another border
+  EXPECT_THAT(contents({{1}}), ::testing::StartsWith("1 documents, 1 tokens, samples "));
+}
+
 TEST_F(LoaderTest, TheUnionOverRanksIsTheSameForEveryDataParallelSize) {
   for (const int64_t consumed : {0, 16, 80}) {
     auto expected = SamplesOfStep(Options(), consumed, 16, 1, 1);

@@ -111,17 +111,63 @@ class BrokenInputs(harness.Case):
         self.assertFalse(os.path.exists(self.path("bad-run", "run.lock")))
         self.assertEqual(os.listdir(self.path("bad-run", "checkpoints")), [])
 
-    def test_nan_in_a_weight_is_read_and_inspect_counts_it(self):
-        folder = self.path("nan")
-        shutil.copytree(self.path("v31"), folder)
-        shard = os.path.join(folder, "model-00001-of-00001.safetensors")
+    def with_bytes(self, name, tensor, offset, content):
+        """A copy of the checkpoint in which `content` stands at this offset of a tensor's data."""
+        shutil.copytree(self.path("v31"), self.path(name))
+        shard = self.path(name, "model-00001-of-00001.safetensors")
         file = harness.Safetensors(shard)
-        begin = file.header["model.norm.weight"]["data_offsets"][0]
-        file.data = file.data[:begin] + b"\x00\x00\xc0\x7f" + file.data[begin + 4:]
+        begin = file.header[tensor]["data_offsets"][0] + offset
+        file.data = file.data[:begin] + content + file.data[begin + len(content):]
         write(shard, file.with_header())
-        self.assertExit(run("train", "run.yaml", "model.checkpoint=nan", "--dry-run", folder=self.base), 0)
-        self.assertExit(run("inspect", "nan", folder=self.base), 0, "complete")
-        self.assertExit(run("inspect", "nan", "--verify", folder=self.base), 4, "1 NaN", "model.norm.weight")
+
+    def test_a_weight_that_is_not_finite_ends_loading_at_its_tensor(self):
+        # Bytes of FP8, bf16 or fp32 in row 3: NaN and infinity look alike to a loss, not to a reader of weights.
+        norm, expert = "model.norm.weight", "model.layers.1.mlp.experts.5.up_proj.weight"
+        header = harness.Safetensors(self.path("v31", "model-00001-of-00001.safetensors")).header
+        self.assertEqual((header[norm]["dtype"], header[expert]["dtype"]), ("F32", "F8_E4M3"))
+        columns = header[expert]["shape"][1]
+        self.with_bytes("nan-norm", norm, 4 * 3, b"\x00\x00\xc0\x7f")
+        self.with_bytes("infinite-norm", norm, 4 * 3, b"\x00\x00\x80\xff")
+        self.with_bytes("nan-expert", expert, 3 * columns + 7, b"\x7f")
+        for name, place, value, count in (("nan-norm", f"{norm}[3]", "nan", "1 NaN"),
+                                          ("infinite-norm", f"{norm}[3]", "-inf", "1 infinit"),
+                                          ("nan-expert", f"{expert}[3, 7]", "nan", "1 NaN")):
+            said = f"{name}/model-00001-of-00001.safetensors: {place} is {value}: expected finite weights"
+            model = f"model.checkpoint={name}"
+            for words in (["train", "run.yaml", f"run.dir={name}-run", model],
+                          ["eval", "run.yaml", model, "data.validation=[{path: data/validation}]"]):
+                for ranks in ((0, 2) if name == "nan-expert" else (0,)):
+                    result = run(*words, folder=self.base, ranks=ranks)
+                    self.assertExit(result, 4, said, "baleen inspect --verify")
+                    self.assertLess(result.seconds, MOST_SECONDS)
+            self.assertFalse(os.path.exists(self.path(f"{name}-run", "run.lock")))
+            # The dry run reads names and sizes, no weights, and does not say that it had.
+            dry = run("train", "run.yaml", f"run.dir={name}-dry", model, "--dry-run", folder=self.base)
+            self.assertExit(dry, 0)
+            self.assertExit(run("inspect", name, folder=self.base), 0, "complete")
+            self.assertExit(run("inspect", name, "--verify", folder=self.base), 4, count, place.split("[")[0])
+
+    def run_beside(self, variables, *words):
+        """run() as a launcher of another MPI starts it: with ranks in the environment, in a world of one."""
+        os.environ.update(variables)
+        try:
+            return run(*words, folder=self.base)
+        finally:
+            for name in variables:
+                del os.environ[name]
+
+    def test_ranks_that_mpi_does_not_see_are_no_runs_of_their_own(self):
+        hydra = {"PMI_SIZE": "4", "PMI_RANK": "2"}
+        for variables, words in ((hydra, ["train", "run.yaml", "run.dir=lone"]),
+                                 ({"SLURM_STEP_NUM_TASKS": "4"}, ["train", "run.yaml", "run.dir=lone"]),
+                                 (hydra, ["export", "v31", "--to", "lone", "--format", "v3.1"]),
+                                 (hydra, ["init", "model.yaml", "--to", "lone"])):
+            result = self.run_beside(variables, *words)
+            self.assertExit(result, 3, f"the launcher started 4 processes ({next(iter(variables))}), but MPI sees one",
+                            "mpirun")
+            self.assertFalse(os.path.exists(self.path("lone")))
+        alone = self.run_beside({"PMI_SIZE": "1", "PMI_RANK": "0"}, "train", "run.yaml", "run.dir=lone", "--dry-run")
+        self.assertExit(alone, 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Broken run and model files, and overrides: 40 faults for broken_inputs_test.py."""
+"""Broken run and model files, and overrides: faults for broken_inputs_test.py."""
 
 import os
 
@@ -158,6 +158,12 @@ CASES = [
              replaced("dsa:", RUN_FILE[RUN_FILE.index("  - name"):RUN_FILE.index("dsa:")].replace("indexer-warmup", "second")
                       + "    checkpoint: {resume: never}\ndsa:"),
              "second", "checkpoint.resume", "top level"),
+    run_file("Hadamard of a width that is no power of two",
+             replaced("index_head_dim: 16", "index_head_dim: 24, hadamard: true"),
+             "indexer-warmup", "dsa.hadamard = true needs an index_head_dim that is a power of two, found 24"),
+    run_file("more microbatches than a schedule takes", replaced("global_batch_size: 4", "global_batch_size: 16777216"),
+             "indexer-warmup", "global_batch_size = 16777216 over micro_batch_size 1 x data 1 makes 16777216",
+             "at most 65536"),
     run_file("sequence longer than the model's", replaced("seq_length: 32", "seq_length: 65"),
              "data.seq_length = 65", "max_position_embeddings = 64"),
     run_file("indexer narrower than its rotation", replaced("index_head_dim: 16", "index_head_dim: 4"),

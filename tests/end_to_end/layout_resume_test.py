@@ -231,7 +231,7 @@ class LayoutResume(harness.Case):
         before = set(os.listdir(self.base))
         self.write_run("lost.yaml", [WARMUP % 2, DENSE % 2, SPARSE % 2], run_dir="lost", sections=FP64)
         result = run("train", "lost.yaml", folder=self.base)
-        self.assertExit(result, 2, "stage 'dense'", "stage 'indexer-warmup'", "indexers")
+        self.assertExit(result, 2, "stage dense", "stage indexer-warmup", "indexers")
         self.assertEqual(set(os.listdir(self.base)) - before, {"lost.yaml"})
 
     def test_digests_tell_states_apart_and_damage_from_health(self):

@@ -115,14 +115,18 @@ class Resume(harness.Case):
     def test_killed_at_random_moments(self):
         name = "random"
         draw = random.Random(20)
-        kills = 0
+        kills, whole = 0, self.seconds
         while kills < 8:
             running = self.start(name)
             # Of the first run a part is always left: a restart has less to do, and may end before its moment.
-            time.sleep(draw.uniform(0.2, 0.6) * self.seconds)
+            time.sleep(draw.uniform(0.2, 0.6) * whole)
             if not running.running():
                 self.assertEqual(running.finish().code, 0)
-                break
+                if kills or whole < 0.1:
+                    break
+                whole /= 2  # the unbroken run was timed on a busier machine
+                shutil.rmtree(self.path(name))
+                continue
             running.kill()
             running.finish()
             kills += 1
@@ -192,7 +196,7 @@ class Resume(harness.Case):
             self.assertIn(".indexer.", tensor["name"])
         (source,) = saved["metadata"]["sources"]
         self.assertEqual(source["path"], "v31")
-        self.assertRegex(source["hash"], r"^[0-9a-f]{32}$")
+        self.assertRegex(source["hash"], r"^[0-9a-f]{32}\+[0-9a-f]{32}$")  # headers, data
         self.assertIn("model.layers.1.mlp.experts.3.up_proj.weight", source["tensors"])
         self.assertFalse([frozen for frozen in source["tensors"] if ".indexer." in frozen])
         step = self.stop(name, STAGE_STEPS + 1)

@@ -229,6 +229,44 @@ TEST(Plan, NamesTheNearestLayoutsThatFit) {
   }
 }
 
+// A schedule that holds more microbatches than 1f1b: the same axes fit with that.
+TEST(Plan, NamesTheScheduleThatFits) {
+  PlanRequest request = Request(2);
+  request.device.reserved_bytes = 0;
+  request.stage.global_batch_size = 16;
+  ParallelismConfig& asked = request.stage.parallelism;
+  asked.pipeline = 2;
+  ASSERT_OK_AND_ASSIGN(const StagePlan small, PlanStage(request));
+  request.device.memory_bytes = small.NeededBytes(small.HeaviestRank());
+  asked.schedule = ScheduleName::kGpipe;
+  asked.virtual_stages = 1;
+  ASSERT_OK_AND_ASSIGN(const StagePlan large, PlanStage(request));
+  ASSERT_FALSE(large.Fits());
+  const std::vector<FittingLayout> nearest = NearestFittingLayouts(request, 1);
+  ASSERT_EQ(nearest.size(), 1u);
+  EXPECT_EQ(nearest[0].changes, "parallelism.schedule=1f1b");
+  // A V of two parts on a rank: what belongs to it is taken back too.
+  asked.schedule = ScheduleName::kZbv;
+  asked.virtual_stages = 2;
+  asked.layer_split = {1, 2, 2, 2};
+  const std::vector<FittingLayout> from_v = NearestFittingLayouts(request, 1);
+  ASSERT_EQ(from_v.size(), 1u);
+  EXPECT_EQ(from_v[0].changes,
+            "parallelism.schedule=1f1b parallelism.virtual_stages=1 parallelism.layer_split=[]");
+}
+
+TEST(Plan, RefusesMoreMicrobatchesThanAScheduleTakes) {
+  PlanRequest request = Request(2);
+  request.stage.micro_batch_size = 2;
+  request.stage.global_batch_size = int64_t{1} << 18;
+  EXPECT_THAT(PlanStage(request).status(), IsOk());
+  request.stage.global_batch_size += 4;
+  EXPECT_THAT(PlanStage(request),
+              HasStatus(absl::StatusCode::kInvalidArgument,
+                        "global_batch_size = 262148 over micro_batch_size 2 x data 2 makes 65537 "
+                        "microbatches of a step, expected at most 65536"));
+}
+
 TEST(Plan, RefusesWhatTrainingRefuses) {
   PlanRequest request = Request(6);
   request.stage.parallelism.tensor = 4;

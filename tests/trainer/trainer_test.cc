@@ -1,29 +1,22 @@
-// The trainer's parts that need no model: schedules, recipes, FLOPs, arguments, metrics, reports,
-// exit codes.
+// The trainer's parts that need no model: schedules, recipes, FLOPs, arguments, exit codes.
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
 #include "kernels/core/file.h"
-#include "nlohmann/json.hpp"
 #include "parallel/schedule.h"
 #include "tests/support/status_matchers.h"
 #include "tests/trainer/model_rig.h"
 #include "trainer/arguments.h"
 #include "trainer/checkpoint_path.h"
-#include "trainer/crc32c.h"
 #include "trainer/exit_code.h"
 #include "trainer/flops.h"
 #include "trainer/lr_schedule.h"
-#include "trainer/metrics.h"
 #include "trainer/optimizer.h"
-#include "trainer/report.h"
-#include "trainer/svg_chart.h"
 
 namespace baleen {
 namespace {
@@ -244,104 +237,6 @@ TEST(ExitCode, FollowsTheStatus) {
   EXPECT_EQ(ExitCodeOf(absl::InternalError("x")), 70);
   EXPECT_EQ(ExitCodeOf(absl::CancelledError("x")), 75);
   EXPECT_EQ(ExitCodeOf(absl::DeadlineExceededError("x")), 76);
-}
-
-TEST(Metrics, LeaveOutWhatDoesNotApply) {
-  StepRecord record;
-  record.step = 3;
-  record.stage = "warm";
-  record.indexer_kl = 0.5;
-  const auto json = nlohmann::json::parse(ToJson(record));
-  EXPECT_EQ(json["kind"], "step");
-  EXPECT_EQ(json["indexer_kl"], 0.5);
-  EXPECT_FALSE(json.contains("lm_loss"));
-  EXPECT_FALSE(json.contains("mfu"));
-  EXPECT_FALSE(json.contains("topk_mass_per_layer"));
-}
-
-TEST(Metrics, AResumedRunCutsWhatItWillDoAgainAndATornLine) {
-  const TemporaryDirectory directory;
-  const std::string path = directory.File("metrics.jsonl");
-  StepRecord record;
-  std::string text;
-  for (record.step = 1; record.step <= 5; ++record.step)
-    absl::StrAppend(&text, ToJson(record), "\n");
-  ASSERT_THAT(WriteFileDurably(path, text + "{\"kind\":\"st"), IsOk());
-  {
-    ASSERT_OK_AND_ASSIGN(const auto sink, OpenJsonlSink(path, 3, Log(0)));
-    record.step = 4;
-    sink->Step(record);
-  }
-  ASSERT_OK_AND_ASSIGN(const std::string after, ReadFile(path, 1 << 20));
-  const std::vector<std::string> lines = absl::StrSplit(after, '\n', absl::SkipEmpty());
-  ASSERT_EQ(lines.size(), 4);
-  EXPECT_EQ(nlohmann::json::parse(lines[3])["step"], 4);
-}
-
-TEST(TensorBoard, RecordsCarryTheChecksumsReadersVerify) {
-  EXPECT_EQ(Crc32c("123456789"), 0xe3069283u);
-  const TemporaryDirectory directory;
-  {
-    ASSERT_OK_AND_ASSIGN(const auto sink,
-                         OpenTensorBoardSink(directory.File("tensorboard"), Log(0)));
-    StepRecord record;
-    record.step = 7;
-    record.lm_loss = 2.5;
-    sink->Step(record);
-  }
-  const auto entry = *std::filesystem::directory_iterator(directory.File("tensorboard"));
-  ASSERT_OK_AND_ASSIGN(const std::string bytes, ReadFile(entry.path(), 1 << 20));
-  size_t at = 0;
-  int records = 0;
-  while (at < bytes.size()) {
-    uint64_t length;
-    uint32_t crc;
-    std::memcpy(&length, bytes.data() + at, 8);
-    std::memcpy(&crc, bytes.data() + at + 8, 4);
-    const auto masked = [](absl::string_view data) {
-      const uint32_t c = Crc32c(data);
-      return ((c >> 15) | (c << 17)) + 0xa282ead8u;
-    };
-    EXPECT_EQ(crc, masked({bytes.data() + at, 8}));
-    const absl::string_view data(bytes.data() + at + 12, length);
-    std::memcpy(&crc, bytes.data() + at + 12 + length, 4);
-    EXPECT_EQ(crc, masked(data));
-    if (records == 1) {
-      // Value {tag "train/lm_loss", simple_value 2.5f = 00 00 20 40}.
-      const std::string expected =
-          std::string("\x0a\x0dtrain/lm_loss\x15", 16) + std::string("\x00\x00\x20\x40", 4);
-      EXPECT_TRUE(absl::StrContains(data, expected));
-    }
-    at += 16 + length;
-    ++records;
-  }
-  EXPECT_EQ(records, 2);  // the version, and the step
-}
-
-TEST(Report, DrawsCurvesWithoutOutsideReferences) {
-  const TemporaryDirectory directory;
-  std::string text;
-  StepRecord record;
-  record.stage = "warm<up>";
-  for (record.step = 1; record.step <= 4; ++record.step) {
-    record.indexer_kl = 1.0 / static_cast<double>(record.step);
-    record.expert_load = {{0.5, 1.5}};
-    absl::StrAppend(&text, ToJson(record), "\n");
-  }
-  ASSERT_THAT(WriteFileDurably(directory.File("metrics.jsonl"), text), IsOk());
-  ASSERT_OK_AND_ASSIGN(const std::string html, RunReport(directory.path(), {}));
-  EXPECT_TRUE(absl::StrContains(html, "<polyline"));
-  EXPECT_TRUE(absl::StrContains(html, "warm&lt;up&gt;"));
-  EXPECT_FALSE(absl::StrContains(html, "http"));
-  EXPECT_FALSE(absl::StrContains(html, "<script"));
-  EXPECT_THAT(RunReport(directory.File("none"), {}),
-              HasStatus(absl::StatusCode::kDataLoss, "metrics.jsonl"));
-}
-
-TEST(SvgLineChart, IsEmptyWithoutTwoFinitePoints) {
-  EXPECT_EQ(SvgLineChart({"t", "x", {{"a", {{1, 2}}, false}}, {}}), "");
-  EXPECT_EQ(SvgLineChart({"t", "x", {{"a", {{1, NAN}, {2, NAN}, {3, 1}}, false}}, {}}), "");
-  EXPECT_NE(SvgLineChart({"t", "x", {{"a", {{1, 2}, {2, 2}}, false}}, {}}), "");
 }
 
 TEST(CheckpointPath, SaysWhatItLookedFor) {
