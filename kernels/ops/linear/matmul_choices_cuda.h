@@ -55,7 +55,6 @@ inline constexpr MatmulTableRow kMatmulTable[] = {
     {MatmulPass::kInput, 16384, 7168, k128x216},    // o_proj: 1.05
     {MatmulPass::kWeight, 7168, 1536, k224x128},    // q_a_proj: 1.12
     {MatmulPass::kWeight, 7168, 576, k128x288},     // kv_a_proj_with_mqa: 1.02
-    {MatmulPass::kWeight, 1536, 24576, k128x160},   // q_b_proj: 1.06
     {MatmulPass::kWeight, 16384, 7168, k128x160},   // o_proj: 1.02
     {MatmulPass::kWeight, 7168, 18432, k224x128},   // gate_proj, up_proj: 1.03
     {MatmulPass::kWeight, 18432, 7168, k192x128},   // down_proj: 1.03
