@@ -1,10 +1,8 @@
 #include "tests/checkpoints/state_support.h"
 
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -57,21 +55,6 @@ std::vector<Box> RandomGrid(const Shape& shape, std::mt19937_64& random) {
 }
 
 }  // namespace
-
-TemporaryDirectory::TemporaryDirectory() {
-  // In memory where that is possible: these tests sync thousands of files.
-  const std::filesystem::path memory = "/dev/shm";
-  const bool usable = ::access(memory.c_str(), W_OK) == 0;
-  std::string pattern =
-      ((usable ? memory : std::filesystem::temp_directory_path()) / "baleen_state_XXXXXX").string();
-  CHECK(::mkdtemp(pattern.data()) != nullptr) << pattern;
-  path_ = pattern;
-}
-
-TemporaryDirectory::~TemporaryDirectory() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
 
 uint64_t ElementBits(const TestTensor& tensor, int64_t step, int64_t flat_index) {
   return RandomStream(static_cast<uint64_t>(step), NameStream(tensor.name))

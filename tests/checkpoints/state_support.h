@@ -1,5 +1,4 @@
-// What the training-state tests share: directories of their own, layouts, and the values every
-// element must have.
+// What the training-state tests share: layouts, and the values every element must have.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +10,9 @@
 #include "checkpoints/state_piece.h"
 #include "checkpoints/state_reader.h"
 #include "kernels/core/context.h"
+#include "tests/support/temporary_directory.h"
 
 namespace baleen::testing {
-
-// A fresh directory, removed at the end.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 struct TestTensor {
   std::string name;

@@ -2,7 +2,6 @@
 #include "trainer/metrics.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include <cmath>
@@ -14,6 +13,7 @@
 #include "kernels/core/file.h"
 #include "nlohmann/json.hpp"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temporary_directory.h"
 #include "trainer/crc32c.h"
 #include "trainer/report.h"
 #include "trainer/svg_chart.h"
@@ -23,20 +23,7 @@ namespace {
 
 using testing::HasStatus;
 using testing::IsOk;
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    char name[] = "/tmp/baleen_trainer_XXXXXX";
-    path_ = ::mkdtemp(name);
-  }
-  ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-  std::string File(const std::string& name) const { return JoinPath(path_, name); }
-
- private:
-  std::string path_;
-};
+using testing::TemporaryDirectory;
 
 TEST(Metrics, LeaveOutWhatDoesNotApply) {
   StepRecord record;

@@ -1,6 +1,5 @@
 // The trainer's parts that need no model: schedules, recipes, FLOPs, arguments, exit codes.
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <cmath>
 #include <filesystem>
@@ -10,6 +9,7 @@
 #include "kernels/core/file.h"
 #include "parallel/schedule.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temporary_directory.h"
 #include "tests/trainer/model_rig.h"
 #include "trainer/arguments.h"
 #include "trainer/checkpoint_path.h"
@@ -23,21 +23,8 @@ namespace {
 
 using testing::HasStatus;
 using testing::IsOk;
+using testing::TemporaryDirectory;
 using testing::TinyConfig;
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    char name[] = "/tmp/baleen_trainer_XXXXXX";
-    path_ = ::mkdtemp(name);
-  }
-  ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-  std::string File(const std::string& name) const { return JoinPath(path_, name); }
-
- private:
-  std::string path_;
-};
 
 StageConfig Stage(AttentionMode attention, TrainMode train) {
   StageConfig stage = DefaultStageConfig();
