@@ -163,13 +163,24 @@ std::string MessagesText(const StagePlan& plan) {
   return text;
 }
 
-// In whole columns of the shortest action.
+// In whole columns of the shortest action that is not tiny beside the longest: what is, a norm's
+// weight gradients where all others are formed with the inputs', would not be seen at any scale.
 std::string GridText(const Timeline& timeline) {
-  double shortest = timeline.makespan;
+  constexpr double kTiny = 0.05;
+  double longest = 0;
   for (const auto& rank : timeline.ranks) {
+    for (const TimedAction& timed : rank) longest = std::max(longest, timed.end - timed.start);
+  }
+  const auto is_tiny = [&](const TimedAction& timed) {
+    return timed.end - timed.start < kTiny * longest;
+  };
+  double shortest = longest;
+  Timeline columns = timeline;
+  size_t tiny = 0;
+  for (auto& rank : columns.ranks) {
+    tiny += std::erase_if(rank, is_tiny);
     for (const TimedAction& timed : rank) shortest = std::min(shortest, timed.end - timed.start);
   }
-  Timeline columns = timeline;
   columns.makespan = std::round(timeline.makespan / shortest);
   for (auto& rank : columns.ranks) {
     for (TimedAction& timed : rank) {
@@ -177,8 +188,9 @@ std::string GridText(const Timeline& timeline) {
       timed.end = std::max(timed.start + 1, std::round(timed.end / shortest));
     }
   }
-  return absl::StrCat("  grid      one column is ", Time(shortest), "\n",
-                      ScheduleGrid(columns, kMostSlots));
+  return absl::StrCat("  grid      one column is ", Time(shortest),
+                      tiny == 0 ? "" : absl::StrCat("; ", tiny, " far shorter actions not drawn"),
+                      "\n", ScheduleGrid(columns, kMostSlots));
 }
 
 std::string ScheduleText(const StagePlan& plan, const ReportOptions& options) {

@@ -1,6 +1,5 @@
 #include "tests/checkpoints/state_support.h"
 
-
 #include <algorithm>
 #include <cstring>
 #include <fstream>

@@ -300,5 +300,19 @@ TEST(PlanReport, TextAndJsonSayTheSame) {
   }
 }
 
+// With a full recompute the weight gradients are formed with the inputs': what is left of the
+// action is a norm's, and must not set the scale.
+TEST(PlanReport, DrawsTheScheduleAtTheScaleOfWhatTakesTime) {
+  PlanRequest request = Request(2);
+  request.stage.parallelism.pipeline = 2;
+  request.stage.recompute = Recompute::kFull;
+  request.stage.global_batch_size = 2;
+  request.device.call_seconds = 0;
+  ASSERT_OK_AND_ASSIGN(const StagePlan plan, PlanStage(request));
+  const std::string text = PlanText(plan, {.schedule_grid = true});
+  EXPECT_NE(text.find("far shorter actions not drawn"), std::string::npos) << text;
+  EXPECT_EQ(text.find("... to"), std::string::npos) << text;  // all of it fits
+}
+
 }  // namespace
 }  // namespace baleen::testing
