@@ -248,12 +248,12 @@ absl::Status StateReader::CheckSources(
   for (const FrozenSource& source : metadata().sources) {
     const absl::StatusOr<std::string> found = hash_of(source.path);
     if (!found.ok()) {
-      differences.push_back(
-          absl::StrCat(source.path, ": cannot be read: ", found.status().message()));
+      differences.push_back(absl::StrCat(source.path, ": ", found.status().message()));
     } else if (*found != source.hash && !absl::StartsWith(*found, source.hash + "+")) {
       differences.push_back(absl::StrCat(
           source.path, ": changed since the state was saved: found hash ", *found, ", expected ",
-          source.hash, " (", source.tensors.size(), " frozen tensors come from it)"));
+          source.hash, " (", source.tensors.size(),
+          " frozen tensors come from it); put it back, or start from it in another run.dir"));
     }
   }
   if (differences.empty()) return absl::OkStatus();

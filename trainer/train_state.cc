@@ -187,8 +187,8 @@ absl::Status CheckFrozenSources(const StateReader& state, const WeightSource& so
   RETURN_IF_ERROR(
       Agree(world, state.CheckSources([&](const std::string& path) -> absl::StatusOr<std::string> {
         if (path != frozen.path) {
-          return DataError("the run file's model is ", frozen.path, ", the state was made from ",
-                           path);
+          return DataError("not the run file's model, which is ", frozen.path,
+                           ": set model.checkpoint to ", path, ", or start another run.dir");
         }
         return frozen.hash;
       })));

@@ -57,7 +57,7 @@ class Identity(harness.Case):
         folder = self.at_the_hand_over("eval")
         succeed("init", "model.yaml", "--to", "other", "--dtype", "fp8", "--seed", "8", folder=folder)
         result = run("eval", "run.yaml", "--checkpoint", "run", "model.checkpoint=other", folder=folder)
-        self.assertExit(result, 4, "v31: cannot be read: the run file's model is other, the state was made from v31")
+        self.assertExit(result, 4, "v31: not the run file's model, which is other: set model.checkpoint to v31")
 
     def test_token_files_that_hold_something_else_are_refused(self):
         folder = self.copy("tokens")

@@ -49,7 +49,6 @@ TEST(Environment, NamesTheBuildAsTheLinkerDid) {
   ASSERT_GE(id.size(), 16);
   const std::string command = "readelf -n /proc/" + std::to_string(::getpid()) +
                               "/exe 2>/dev/null | grep -q 'Build ID: " + id + "'";
-  if (::system("readelf --version > /dev/null 2>&1") != 0) GTEST_SKIP() << "no readelf";
   EXPECT_EQ(::system(command.c_str()), 0) << id;
 }
 

@@ -142,10 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   KeptShared& sh = *reinterpret_cast<KeptShared*>(raw_shared);
   if (threadIdx.x == 0) {
     sh.items.Init(kConsumerWarps);
-    for (int i = 0; i < kKeptStages; ++i) {
-      cuda::BarrierInit(&sh.full[i], 1);
-      cuda::BarrierInit(&sh.empty[i], kConsumerWarps);
-    }
+    InitStages(sh.full, sh.empty, kConsumerWarps);
     cuda::FenceBarrierInit();
   }
   __syncthreads();

@@ -424,10 +424,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     sh.items.Init(kConsumerWarps);
     cuda::BarrierInit(&sh.keys_full, 1);
     cuda::BarrierInit(&sh.keys_empty, kConsumerWarps);
-    for (int i = 0; i < kStages; ++i) {
-      cuda::BarrierInit(&sh.full[i], 1);
-      cuda::BarrierInit(&sh.empty[i], kConsumerWarps);
-    }
+    InitStages(sh.full, sh.empty, kConsumerWarps);
     cuda::FenceBarrierInit();
   }
   __syncthreads();

@@ -76,6 +76,16 @@ struct Ring {
   }
 };
 
+// The barriers of a ring: one thread fills a stage, `readers` warps give it back.
+template <int kStagesOfRing>
+__device__ __forceinline__ void InitStages(uint64_t (&full)[kStagesOfRing],
+                                           uint64_t (&empty)[kStagesOfRing], int readers) {
+  for (int i = 0; i < kStagesOfRing; ++i) {
+    cuda::BarrierInit(&full[i], 1);
+    cuda::BarrierInit(&empty[i], readers);
+  }
+}
+
 // Items on their way from the producer that draws them to all other roles. Which thread block gets
 // an item depends on timing, its result does not.
 constexpr int kItemStages = 2;
@@ -83,12 +93,7 @@ struct ItemRing {
   Item items[kItemStages];
   uint64_t full[kItemStages], empty[kItemStages];
 
-  __device__ void Init(int readers) {
-    for (int i = 0; i < kItemStages; ++i) {
-      cuda::BarrierInit(&full[i], 1);
-      cuda::BarrierInit(&empty[i], readers);
-    }
-  }
+  __device__ void Init(int readers) { InitStages(full, empty, readers); }
   // Thread 0 of the producer. `index` was drawn before; draws the next.
   __device__ __forceinline__ Item Draw(const Work& work, Ring<kItemStages>& ring, int& index) {
     const Item item = ItemAt(work, index);
