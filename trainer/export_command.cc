@@ -188,6 +188,11 @@ absl::Status Export(const Arguments& arguments, Communicator& world) {
     WriteLog(Severity::kWarning, "",
              "the indexers of this export were never trained: they select at random");
   }
+  if (request.architecture == HfArchitecture::kV31 && indexer && world.rank() == 0) {
+    WriteLog(
+        Severity::kWarning, "",
+        "v3.1 has no indexers: the trained ones are not in this export; --format v3.2 has them");
+  }
   BandBuffer buffer;
   const TensorValues values = [&](const std::string& name, const Box& band) {
     return ReadBand(input, buffer, name, band);

@@ -39,11 +39,13 @@ int Main(int argc, char** argv) {
     PrintUsage(stderr);
     return kExitConfig;
   }
-  const std::string name = argv[1];
-  if (name == "--help" || name == "-h" || name == "help") {
+  std::string name = argv[1];
+  const bool help = name == "--help" || name == "-h" || name == "help";
+  if (help && argc == 2) {
     PrintUsage(stdout);
     return kExitOk;
   }
+  if (help) name = argv[2];
   if (name == "--version") {
     std::printf("baleen %s\n", kVersion);
     return kExitOk;
@@ -55,7 +57,7 @@ int Main(int argc, char** argv) {
     return kExitConfig;
   }
   const Arguments arguments(argv + 2, argv + argc);
-  if (AsksForHelp(arguments)) {
+  if (help || AsksForHelp(arguments)) {
     std::fputs(command->help, stdout);
     return kExitOk;
   }

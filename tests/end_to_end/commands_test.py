@@ -102,6 +102,17 @@ class Commands(harness.Case):
         self.assertExit(run("inspect", "text", folder=self.base), 4, "text: found neither config.json", "manifest.json")
         self.assertEqual(changes(before, tree(self.base)), [])
 
+    def test_help_of_a_command_is_its_own_page(self):
+        page = succeed("train", "--help", folder=self.base).out
+        self.assertEqual(succeed("help", "train", folder=self.base).out, page)
+        self.assertNotEqual(succeed("help", folder=self.base).out, page)
+        self.assertExit(run("help", "tarin", folder=self.base), 2, "no command 'tarin'")
+
+    def test_an_export_without_the_trained_indexers_says_so(self):
+        words = ["export", "run", "--to", "dense", "--format", "v3.1"]
+        self.assertExit(run(*words, folder=self.base), 0, "the trained ones are not in this export")
+        shutil.rmtree(self.path("dense"))
+
     def test_what_config_print_says_loads_again(self):
         printed = succeed("config", "print", "run.yaml", "stages.1.optimizer.lr=3e-4", folder=self.base).out
         self.assertIn("run.yaml:1", printed)
